@@ -1,0 +1,1 @@
+"""What the recipes run: MONAI and ignite engines assembled from the parts of `medseg`."""
