@@ -1,0 +1,346 @@
+"""Bundles: what every training writes and every prediction reads.
+
+`configs/recipe.json` (merged), `configs/metadata.json` and `models/model.pt` (weights alone), in a folder or a zip of one.
+Only the data half of the recipe is read, so opening a bundle runs nothing of it.
+"""
+
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata as installed
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from medseg import __version__, data_half
+from medseg.errors import ConfigError
+from medseg.writing import aside
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+RECIPE, METADATA, WEIGHTS = "configs/recipe.json", "configs/metadata.json", "models/model.pt"
+RUN_ID = re.compile(r"[0-9a-f]{8,32}")
+SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+NOT_A_DEVICE = "not a medical device"
+SYNTHETIC = "trained on synthetic data, not for patients"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        root: its folder or zip.
+        recipe: the merged recipe as written; of its ids only the data half is ever resolved.
+        metadata: MONAI's `metadata.json` of this task.
+    """
+
+    root: Path
+    recipe: dict[str, Any]
+    metadata: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the model, for reports."""
+        return str(self.metadata.get("name") or self.root.stem)
+
+    @property
+    def version(self) -> str:
+        """Version of the model, for reports."""
+        return str(self.metadata.get("version", "unknown"))
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Label value of each name."""
+        return self._literal("labels")
+
+    @cached_property
+    def regions(self) -> dict[str, list[int]]:
+        """Label values of each region that metrics and reports speak of."""
+        return self._literal("regions")
+
+    @cached_property
+    def lesion_region(self) -> str | None:
+        """Region whose connected pieces are lesions, if there is one."""
+        return self._literal("lesion_region") if "lesion_region" in self.recipe else None
+
+    @cached_property
+    def channels(self) -> list[str]:
+        """Names of the channels of a case, in order."""
+        return self._literal("channels")
+
+    @property
+    def precision(self) -> str:
+        """Floating-point type the network runs in, as its inferer says."""
+        return _find_setting(self._literal("inferer"), "precision") or "float32"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the model has learned from synthetic data alone."""
+        return bool(self.metadata.get("synthetic", False))
+
+    @property
+    def notice(self) -> str:
+        """What must stand beside every result of this model."""
+        return f"{NOT_A_DEVICE}; {SYNTHETIC}" if self.synthetic else NOT_A_DEVICE
+
+    def build(self, id: str) -> Any:
+        """The object that `id` of the data half describes; see `medseg.data_half.build`.
+
+        Raises:
+            ConfigError: if it cannot be built; names the id.
+        """
+        try:
+            return data_half.build(self.recipe, id)
+        except ConfigError as error:
+            raise ConfigError(f"model '{self.root.name}', {error}") from error
+
+    def network(self) -> "nn.Module":
+        """The network with its weights, on the CPU, in evaluation mode.
+
+        Raises:
+            ConfigError: if the weights cannot be read or belong to another network.
+        """
+        network: nn.Module = self.build("network_def")
+        try:
+            different = network.load_state_dict(self._state_dict(), strict=False)
+        except (RuntimeError, TypeError, AttributeError) as error:  # another shape, no mapping, no tensors
+            raise ConfigError(f"{WEIGHTS} of model '{self.root.name}' is not of its network_def: {error}") from error
+        for keys, what in ((different.missing_keys, "lacks"), (different.unexpected_keys, "has unexpected")):
+            if keys:
+                raise ConfigError(
+                    f"{WEIGHTS} of model '{self.root.name}' {what} {len(keys)} weights ({', '.join(keys[:3])}, ...); "
+                    "use the network_def it was trained with"
+                )
+        return network.eval()
+
+    def _state_dict(self) -> dict[str, "Tensor"]:
+        import torch
+
+        try:
+            content = io.BytesIO(_read(self.root, WEIGHTS))
+            return torch.load(content, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+            raise ConfigError(
+                f"{WEIGHTS} of model '{self.root.name}' cannot be read as plain weights; "
+                f"copy the bundle again ({type(error).__name__})"
+            ) from error
+
+    def _literal(self, id: str) -> Any:
+        return data_half.literal(self.recipe, id)
+
+
+def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
+    """Open the bundle that `model` names, without running anything of it.
+
+    Args:
+        model: a bundle's folder, the folder of a run (which has `bundle/`), a zip of a bundle, or an MLflow run id or its
+            first 8 or more characters.
+        runs_dir: where the runs are, for a run id.
+
+    Raises:
+        ConfigError: if there is no such bundle, or it is not whole, or its data half cannot be read.
+    """
+    root = _find_root(model, Path(runs_dir))
+    try:
+        recipe, metadata = (json.loads(_read(root, name)) for name in (RECIPE, METADATA))
+        if not _has(root, WEIGHTS):
+            raise KeyError(WEIGHTS)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"model '{model}' is not a whole bundle ({RECIPE}, {METADATA}, {WEIGHTS}): {error}; copy it again"
+        ) from error
+    wrong = data_half.problems(recipe)
+    if wrong:
+        raise ConfigError(f"model '{model}' has a recipe that cannot be used: {'; '.join(wrong)}")
+    return Bundle(root, recipe, metadata)
+
+
+def write_bundle(
+    folder: str | Path,
+    *,
+    recipe: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    state_dict: Mapping[str, "Tensor"],
+) -> Path:
+    """Write a bundle: a new one appears whole, in one there already each file is replaced, the weights last.
+
+    Args:
+        folder: where the bundle is to be.
+        recipe: merged recipe with macros expanded; absolute paths in it are left out, they mean nothing elsewhere.
+        metadata: as of `task_metadata`.
+        state_dict: the network's weights, on any device.
+
+    Returns:
+        `folder`.
+    """
+    import torch
+
+    target = Path(folder)
+    made_in = target if target.exists() else target.with_name(f".{uuid4().hex[:8]}-{target.name}")
+    try:
+        for name, content in ((RECIPE, without_absolute_paths(recipe)), (METADATA, metadata)):
+            with aside(made_in / name) as path:
+                path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with aside(made_in / WEIGHTS) as path:
+            torch.save({key: value.detach().cpu().clone() for key, value in state_dict.items()}, path)
+        if made_in != target:
+            os.replace(made_in, target)
+    finally:
+        if made_in != target:
+            shutil.rmtree(made_in, ignore_errors=True)
+    return target
+
+
+def task_metadata(
+    base: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    *,
+    name: str,
+    synthetic: bool,
+    eval_metrics: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """MONAI's metadata of one trained task.
+
+    Args:
+        base: the project's own `configs/metadata.json`; authors, license, references and the like come from there.
+        recipe: merged recipe; channels, labels and sizes come from its data half.
+        name: of the model.
+        synthetic: whether all training cases were synthetic.
+        eval_metrics: scores reached in validation, by name.
+
+    Returns:
+        Content of `metadata.json`, valid against MONAI's schema.
+    """
+    half = data_half.data_half(recipe)
+    notice = f"{NOT_A_DEVICE}; {SYNTHETIC}" if synthetic else NOT_A_DEVICE
+    return {
+        **base,
+        "schema": SCHEMA,
+        "version": base.get("version", __version__),
+        **{key: _installed_version(package) for key, package in VERSIONS.items()},
+        "name": name,
+        "task": f"Segmentation of {', '.join(half['regions'])} from {', '.join(half['channels'])} images",
+        "description": str(recipe.get("_about_", base.get("description", ""))),
+        "intended_use": f"Research and teaching; {notice}.",
+        "data_type": "synthetic images" if synthetic else "medical images",
+        "synthetic": synthetic,
+        "label_classes": ", ".join(f"{value}: {label}" for label, value in half["labels"].items()),
+        "eval_metrics": dict(eval_metrics or {}),
+        "network_data_format": _data_format(half),
+    }
+
+
+VERSIONS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
+
+
+def _installed_version(package: str) -> str:
+    try:
+        return installed.version(package).partition("+")[0]  # without the build, as in 2.13.0+cpu
+    except installed.PackageNotFoundError:
+        return "none"
+
+
+def _data_format(half: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into the network and what comes out, in the terms of MONAI's bundle specification."""
+    is_ct = _find_setting(half.get("intensity"), "low_hu") is not None
+    tensor = {"type": "image", "spatial_shape": half["patch_size"], "dtype": "float32", "is_patch_data": True}
+    image = {
+        "format": "hounsfield" if is_ct else "magnitude",
+        "num_channels": half["in_channels"],
+        "value_range": [0, 1] if is_ct else [],
+        "channel_def": {str(index): channel for index, channel in enumerate(half["channels"])},
+    }
+    pred = {
+        "format": "segmentation",
+        "num_channels": half["out_channels"],
+        "value_range": [],  # logits
+        "channel_def": {str(value): label for label, value in half["labels"].items() if value < half["out_channels"]},
+    }
+    return {"inputs": {"image": {**tensor, **image}}, "outputs": {"pred": {**tensor, **pred}}}
+
+
+def without_absolute_paths(content: Any) -> Any:
+    """JSON data with None for each string that is an absolute path, of any system: they may name a person."""
+    if isinstance(content, Mapping):
+        return {key: without_absolute_paths(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_absolute_paths(value) for value in content]
+    if isinstance(content, Path):
+        content = str(content)
+    is_path = isinstance(content, str) and any(kind(content).is_absolute() for kind in (PurePosixPath, PureWindowsPath))
+    return None if is_path else content
+
+
+def _find_setting(content: Any, key: str) -> Any:
+    """First value of `key` at any depth of JSON data, None if there is none."""
+    if isinstance(content, Mapping) and key in content:
+        return content[key]
+    inner: Sequence[Any] = (
+        list(content.values()) if isinstance(content, Mapping) else content if isinstance(content, list) else []
+    )
+    return next((found for value in inner if (found := _find_setting(value, key)) is not None), None)
+
+
+def _find_root(model: str | Path, runs_dir: Path) -> Path:
+    path = Path(model)
+    for root in (path, path / "bundle"):
+        if (root / RECIPE).is_file():
+            return root
+    if path.is_file() and zipfile.is_zipfile(path) and _zip_prefix(path) is not None:
+        return path
+    if RUN_ID.fullmatch(str(model)):
+        return _find_run(str(model), runs_dir)
+    raise ConfigError(
+        f"no model '{model}': looked for a bundle ({model}/{RECIPE}), a run ({model}/bundle), a zip of a bundle, and an "
+        f"MLflow run id in {runs_dir}/*/run.json; train one with `medseg train`, or give its folder"
+    )
+
+
+def _find_run(run_id: str, runs_dir: Path) -> Path:
+    runs = []
+    for file in sorted(runs_dir.glob("*/run.json")):
+        try:
+            if str(json.loads(file.read_text(encoding="utf-8"))["run_id"]).startswith(run_id):
+                runs.append(file.parent)
+        except (OSError, ValueError, KeyError, TypeError):
+            logger.warning("%s cannot be read and is skipped", file)
+    if len(runs) != 1:
+        found = f"fits {len(runs)} runs ({', '.join(run.name for run in runs)})" if runs else "fits no run"
+        raise ConfigError(f"run id '{run_id}' {found} in {runs_dir}/*/run.json; give more of it, or the run's folder")
+    if not (runs[0] / "bundle" / RECIPE).is_file():
+        raise ConfigError(f"run '{runs[0].name}' has written no bundle yet; let it train to its first validation")
+    return runs[0] / "bundle"
+
+
+def _zip_prefix(path: Path) -> str | None:
+    """Folder inside the zip that is the bundle, with its slash; None if there is none."""
+    with zipfile.ZipFile(path) as archive:
+        return next(
+            (name.removesuffix(RECIPE) for name in archive.namelist() if f"/{name}".endswith(f"/{RECIPE}")), None
+        )
+
+
+def _read(root: Path, name: str) -> bytes:
+    if root.is_dir():
+        return (root / name).read_bytes()
+    with zipfile.ZipFile(root) as archive:
+        return archive.read(f"{_zip_prefix(root)}{name}")
+
+
+def _has(root: Path, name: str) -> bool:
+    if root.is_dir():
+        return (root / name).is_file()
+    with zipfile.ZipFile(root) as archive:
+        return f"{_zip_prefix(root)}{name}" in archive.namelist()

@@ -1,0 +1,224 @@
+"""The data half of a recipe: what predicting needs, read without running the recipe.
+
+It holds literals, `@id` references among themselves and `_target_`s from an allow-list, never a `$` expression, so a
+bundle from elsewhere can be opened. The grammar is MONAI's: `::` separates the parts of an id.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from medseg.errors import ConfigError
+
+DATA_HALF = (
+    "labels",
+    "regions",
+    "lesion_region",
+    "ignore_label",
+    "channels",
+    "spatial_dims",
+    "in_channels",
+    "out_channels",
+    "spacing_mm",
+    "intensity",
+    "patch_size",
+    "network_def",
+    "scan_to_grid",
+    "inferer",
+    "cleanup",
+)
+ALLOWED_TARGETS = (
+    "medseg.networks",
+    "medseg.preprocessing",
+    "medseg.postprocessing",
+    "medseg.inference",
+    "medseg.crf",
+    "monai.networks.nets",
+)
+NOTES = ("_desc_", "_disabled_")  # keys of a component that are no arguments, besides `_target_`
+REFERENCE = re.compile(r"@\w+(?:::\w+)*")
+
+Recipe = Mapping[str, Any]
+Component = Callable[[dict[str, Any], str], Any]
+
+
+def data_half(recipe: Recipe) -> dict[str, Any]:
+    """The data half alone, every reference replaced by what it stands for, as JSON data.
+
+    Args:
+        recipe: merged recipe with its `%` macros expanded.
+
+    Raises:
+        ConfigError: if it cannot be read without running the recipe; names the id.
+    """
+    return {id: literal(recipe, id) for id in DATA_HALF if id in recipe}
+
+
+def literal(recipe: Recipe, id: str) -> Any:
+    """What `id` of the data half says, as JSON data; components keep their `_target_`.
+
+    Raises:
+        ConfigError: if the id is missing, or holds an expression, a macro, or a dangling or circular reference.
+    """
+    return _resolve(look_up(recipe, id, id), id, recipe, (id,), _keep)
+
+
+def build(recipe: Recipe, id: str) -> object:
+    """The object that `id` of the data half describes; classes come from `ALLOWED_TARGETS` only.
+
+    Raises:
+        ConfigError: as `literal`, and if a class is not allowed, not there, or refuses its arguments.
+    """
+    return _resolve(look_up(recipe, id, id), id, recipe, (id,), _instance)
+
+
+def look_up(recipe: Recipe, id: str, where: str) -> Any:
+    """The raw content of `id` (`"inferer::patch_size::0"`), which the recipe mentions at `where`."""
+    content: Any = recipe
+    for key in id.split("::"):
+        try:
+            content = content[int(key)] if isinstance(content, list) else content[key]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            wanted = (
+                "is missing from the recipe" if id == where else f"refers to '@{id}', which the recipe does not have"
+            )
+            raise ConfigError(f"{where}: {wanted}; add it, or correct the name") from error
+    return content
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """All that keeps the data half from being read, then what contradicts itself in it; empty if it is sound."""
+    found, half = [], {}
+    for id in DATA_HALF:
+        try:
+            if id in recipe:
+                half[id] = literal(recipe, id)
+        except ConfigError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found)) + contradictions(half)
+
+
+def contradictions(half: Recipe) -> list[str]:
+    """Numbers and names of a resolved data half that do not fit each other, a sentence each; absent ids are skipped."""
+    labels, regions, channels = half.get("labels", {}), half.get("regions", {}), half.get("channels")
+    if not isinstance(labels, Mapping) or not all(type(value) is int for value in labels.values()):
+        return [f"labels: must map each name to an integer, got {labels!r}"]
+    if not isinstance(regions, Mapping) or not all(isinstance(values, list) for values in regions.values()):
+        return [f"regions: must map each name to a list of label values, got {regions!r}"]
+    found = []
+    if channels is not None and half.get("in_channels", len(channels)) != len(channels):
+        found.append(
+            f"in_channels: is {half['in_channels']}, but channels names {len(channels)} ({', '.join(channels)}); "
+            "make them agree"
+        )
+    classes = 1 + max((value for value in labels.values() if value != half.get("ignore_label")), default=-1)
+    if labels and half.get("out_channels", classes) != classes:
+        found.append(
+            f"out_channels: is {half['out_channels']}, but the labels run from 0 to {classes - 1}; set it to {classes}"
+        )
+    for region, values in regions.items():
+        strange = [value for value in values if value not in labels.values()]
+        if strange or not values:
+            named = f"label value {strange[0]!r}, which labels does not have" if strange else "no label value"
+            found.append(f"regions::{region}: names {named}; known are {dict(labels)}")
+    if half.get("lesion_region") is not None and half["lesion_region"] not in regions:
+        found.append(f"lesion_region: {half['lesion_region']!r} is not one of the regions ({', '.join(regions)})")
+    return found + _wrong_lengths(half)
+
+
+def _wrong_lengths(half: Recipe) -> list[str]:
+    spatial_dims = half.get("spatial_dims")
+    # a 2D network goes slice by slice over scans that are resampled in 3D
+    allowed = {"patch_size": {spatial_dims}, "spacing_mm": {spatial_dims, 3}}
+    return [
+        f"{id}: has {len(half[id])} lengths {half[id]}, but spatial_dims is {spatial_dims}; give one an axis"
+        for id, lengths in allowed.items()
+        if spatial_dims is not None and isinstance(half.get(id), list) and len(half[id]) not in lengths
+    ]
+
+
+def _resolve(content: Any, where: str, recipe: Recipe, trail: Sequence[str], component: Component) -> Any:
+    """`content`, found at `where`, with references followed and components passed through `component`."""
+    if isinstance(content, str):
+        id = _reference(content, where)
+        if id is None:
+            return content
+        if id in trail:
+            raise ConfigError(f"{where}: '@{id}' leads back to itself; break the circle")
+        return _resolve(look_up(recipe, id, where), id, recipe, (*trail, id), component)
+    if isinstance(content, list):
+        return [
+            _resolve(value, f"{where}::{index}", recipe, trail, component)
+            for index, value in enumerate(content)
+            if not _is_disabled(value)
+        ]
+    if isinstance(content, Mapping):
+        resolved = {
+            key: _resolve(value, f"{where}::{key}", recipe, trail, component)
+            for key, value in content.items()
+            if not _is_disabled(value)
+        }
+        return component(resolved, where) if "_target_" in content else resolved
+    return content
+
+
+def _reference(text: str, where: str) -> str | None:
+    """The id that `text` refers to, None for plain text."""
+    if text.startswith("$"):
+        raise ConfigError(f"{where}: holds the expression {text!r}; the data half takes only values and references")
+    if text.startswith("%"):
+        raise ConfigError(f"{where}: holds the macro {text!r}; a bundle's recipe has its macros expanded")
+    text = text.replace("#", "::")  # MONAI's older separator
+    return text[1:] if REFERENCE.fullmatch(text) else None
+
+
+def _is_disabled(content: Any) -> bool:
+    """Whether MONAI would leave this component out of its list or dictionary."""
+    if not isinstance(content, Mapping) or "_target_" not in content:
+        return False
+    return str(content.get("_disabled_", False)).strip().lower() == "true"
+
+
+def _keep(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """Leave a component as JSON data, if its class may be named here."""
+    _check_allowed(content["_target_"], where)
+    return content
+
+
+def _instance(content: dict[str, Any], where: str) -> object:
+    """Make the object that a component describes."""
+    target = content["_target_"]
+    found = _find_class(target, where)
+    arguments = {key: value for key, value in content.items() if key != "_target_" and key not in NOTES}
+    try:
+        return found(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {target} does not take these settings: {error}") from error
+
+
+def _find_class(target: str, where: str) -> type:
+    _check_allowed(target, where)
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{where}: there is no {target}; check its spelling and medseg's version ({error})"
+        ) from error
+    # a module also shows what it imports (`medseg.networks.unet.torch`): only its own classes count
+    if not isinstance(found, type) or not _is_allowed(found.__module__):
+        raise ConfigError(f"{where}: {target} is not one of the classes of {', '.join(ALLOWED_TARGETS)}")
+    return found
+
+
+def _check_allowed(target: Any, where: str) -> None:
+    if not isinstance(target, str) or not _is_allowed(target):
+        raise ConfigError(
+            f"{where}: '_target_' {target!r} is not allowed in the data half; "
+            f"name a class of {', '.join(ALLOWED_TARGETS)} by its full path"
+        )
+
+
+def _is_allowed(path: str) -> bool:
+    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in ALLOWED_TARGETS)
