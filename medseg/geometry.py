@@ -1,0 +1,142 @@
+"""Grids and what is measured on them: spacing, volume, orientation, connected lesions, longest diameters.
+
+Every affine is `(4, 4)`, voxel index to mm, world axes growing to the patient's right, anterior and superior (RAS).
+"""
+
+from collections.abc import Sequence
+
+import cc3d
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
+SUPERIOR = 2
+
+
+def spacing_mm(affine: ArrayLike) -> tuple[float, float, float]:
+    """Voxel edge lengths along the stored axes, in mm."""
+    x, y, z = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    return float(x), float(y), float(z)
+
+
+def voxel_volume_ml(affine: ArrayLike) -> float:
+    """Volume of one voxel in mL; from the determinant, so it holds for sheared grids too."""
+    return float(abs(np.linalg.det(np.asarray(affine, dtype=np.float64)[:3, :3]))) / 1000
+
+
+def world_axes(affine: ArrayLike) -> tuple[tuple[int, int], ...]:
+    """For each stored axis the nearest world axis (0 right, 1 anterior, 2 superior) and the sign of growth along it.
+
+    Reference:
+        The rule of nibabel's `io_orientation`: nearest rotation to the affine, each world axis taken once.
+    """
+    directions = np.asarray(affine, dtype=np.float64)[:3, :3] / np.asarray(spacing_mm(affine))
+    left, _, right = np.linalg.svd(directions)
+    rotation = left @ right
+    axes = {}
+    for stored in np.argsort(-np.abs(rotation).max(axis=0), kind="stable"):  # the clearest axis chooses first
+        axis = int(np.argmax(np.abs(rotation[:, stored])))
+        axes[int(stored)] = (axis, 1 if rotation[axis, stored] > 0 else -1)
+        rotation[axis] = 0
+    return tuple(axes[stored] for stored in range(3))
+
+
+def orientation_code(affine: ArrayLike) -> str:
+    """Where the stored axes point: "LPS" is first to the left, second to posterior, third to superior."""
+    return "".join(AXIS_LETTERS[axis][sign > 0] for axis, sign in world_axes(affine))
+
+
+def grid_difference(
+    shape: Sequence[int],
+    affine: ArrayLike,
+    other_shape: Sequence[int],
+    other_affine: ArrayLike,
+    *,
+    tolerance: float = 1e-3,
+) -> str | None:
+    """What differs between two grids, in a short phrase: the shape, else the affine; None if they are one grid.
+
+    Args:
+        shape: voxels along each axis.
+        affine: the first grid's affine.
+        other_shape: the second grid's shape.
+        other_affine: the second grid's affine.
+        tolerance: largest difference of an affine entry (mm, or mm a voxel) that still counts as equal.
+    """
+    if tuple(shape) != tuple(other_shape):
+        return f"shape {tuple(map(int, shape))} against {tuple(map(int, other_shape))}"
+    if np.allclose(affine, other_affine, rtol=0, atol=tolerance):
+        return None
+    return f"{_describe(affine)} against {_describe(other_affine)}"
+
+
+def connected_lesions(mask: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Number the connected lesions 1, 2, ..., largest first; joined through faces, edges and corners.
+
+    Args:
+        mask: `(X, Y)` or `(X, Y, Z)`; what is not zero is lesion.
+
+    Returns:
+        Numbers on the mask's grid, 0 outside lesions; equally large ones keep the order they are met in.
+    """
+    numbers = np.zeros(mask.shape, dtype=np.int32)
+    box = bounding_box(mask)
+    if box is None:
+        return numbers
+    pieces = cc3d.connected_components(mask[box] != 0, connectivity=26 if mask.ndim == 3 else 8)
+    sizes = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"].astype(np.int64)[1:]
+    rank = np.zeros(len(sizes) + 1, dtype=np.int32)
+    rank[1 + np.argsort(-sizes, kind="stable")] = np.arange(1, len(sizes) + 1)
+    numbers[box] = rank[pieces]
+    return numbers
+
+
+def bounding_box(mask: NDArray[np.generic]) -> tuple[slice, ...] | None:
+    """Slices of the smallest box around what is not zero; None if everything is."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        occupied = np.flatnonzero(mask.any(axis=others))
+        if occupied.size == 0:
+            return None
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return tuple(box)
+
+
+def longest_in_plane_diameter_mm(mask: NDArray[np.generic], affine: ArrayLike) -> float:
+    """Longest straight line within one axial slice between two corners of the mask's voxels, in mm; 0.0 if empty.
+
+    Axial slices lie across the stored axis nearest to superior-inferior. The line may leave the mask.
+
+    Args:
+        mask: `(X, Y, Z)`; what is not zero counts, as one lesion.
+        affine: the mask's affine.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return 0.0
+    axial = [axis for axis, _ in world_axes(affine)].index(SUPERIOR)
+    edges_mm = np.delete(np.asarray(affine, dtype=np.float64)[:3, :3], axial, axis=1).T
+    return max(_diameter_mm(plane != 0, edges_mm) for plane in np.moveaxis(mask[box], axial, 0))
+
+
+def _diameter_mm(plane: NDArray[np.bool_], edges_mm: NDArray[np.float64]) -> float:
+    """Longest distance between voxel corners of one slice, whose axes step by `edges_mm` `(2, 3)`."""
+    from scipy.spatial import ConvexHull  # half a second to import, and most callers never measure
+    from scipy.spatial.distance import pdist
+
+    rows = np.flatnonzero(plane.any(axis=1))
+    if rows.size == 0:
+        return 0.0
+    first = plane[rows].argmax(axis=1)  # a row's outermost voxels hold its part of the hull
+    last = plane.shape[1] - 1 - plane[rows, ::-1].argmax(axis=1)
+    corners = [np.stack([rows + step, column], axis=1) for step in (-0.5, 0.5) for column in (first - 0.5, last + 0.5)]
+    points = np.concatenate(corners)
+    outline = points[ConvexHull(points).vertices]
+    return float(pdist(outline @ edges_mm).max())
+
+
+def _describe(affine: ArrayLike) -> str:
+    spacing = " x ".join(f"{length:.4g}" for length in spacing_mm(affine))
+    origin = ", ".join(f"{value:.5g}" for value in np.asarray(affine)[:3, 3])
+    return f"{orientation_code(affine)} {spacing} mm at ({origin})"

@@ -1,0 +1,91 @@
+"""What reading gives, and the checks that every file format shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import DataError
+
+INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Voxels on a grid in the patient.
+
+    Attributes:
+        voxels: `(X, Y, Z)` as stored on disk, int16, uint8 or float32 (labels: any integer type); CT in HU.
+        affine: `(4, 4)` float64, voxel index to RAS mm.
+        warnings: what a reader of the result should know, one sentence each.
+    """
+
+    voxels: NDArray[np.generic]
+    affine: NDArray[np.float64]
+    warnings: tuple[str, ...] = ()
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """The refusal of a file that its format's library cannot read; says why, without the folder's name."""
+    reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[-1]
+    reason = reason.replace(str(path), path.name).strip().removeprefix("Reason: ").rstrip(".")
+    return DataError(f"{path.name}: damaged or cut short ({reason}); copy or export it again")
+
+
+def checked_affine(affine: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    """`affine` itself, refused if it is no grid in space.
+
+    Raises:
+        DataError: if an entry is not finite, or the voxels have no volume.
+    """
+    if not np.isfinite(affine).all():
+        raise DataError(f"{name}: the affine has NaN or infinite entries; export the scan again")
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
+        raise DataError(f"{name}: the affine is singular, so voxels have no volume; export the scan again")
+    return affine
+
+
+def compact_voxels(
+    stored: NDArray[np.generic], name: str, *, slope: float = 1.0, intercept: float = 0.0
+) -> NDArray[np.generic]:
+    """`stored * slope + intercept` in the smallest of uint8, int16 and float32 that holds it; changes `stored`.
+
+    Args:
+        stored: voxels as on disk, of any shape and native byte order.
+        name: file name, for messages.
+        slope: the header's rescale slope.
+        intercept: the header's rescale intercept.
+
+    Raises:
+        DataError: if voxels are no single real number each, or NaN or infinite.
+    """
+    if stored.dtype.kind not in "iuf":
+        raise DataError(f"{name}: voxels are {_kind(stored.dtype)}, not one real number each; export a plain scan")
+    scaled = (slope, intercept) != (1.0, 0.0)
+    if stored.dtype in (np.int16, np.uint8) and not scaled:
+        return stored
+    low, high = (float(end) for end in (stored.min(), stored.max()))
+    if not np.isfinite([low, high]).all():
+        bad = stored.size - np.count_nonzero(np.isfinite(stored))
+        raise DataError(f"{name}: {bad} of {stored.size} voxels are NaN or infinite; repair or export the scan again")
+    ends = (low * slope + intercept, high * slope + intercept)
+    whole = stored.dtype.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer()
+    if whole and min(ends) >= INT16.min and max(ends) <= INT16.max:
+        if not scaled:
+            return stored.astype(np.int16)
+        return (stored.astype(np.int32) * int(slope) + int(intercept)).astype(np.int16)
+    if not np.abs(ends).max() <= np.finfo(np.float32).max:
+        raise DataError(f"{name}: voxels up to {max(ends):.3g} overflow; repair or export the scan again")
+    voxels = stored.astype(np.float32, copy=False)
+    if scaled:
+        voxels *= np.float32(slope)
+        voxels += np.float32(intercept)
+    return voxels
+
+
+def _kind(voxel_type: np.dtype[np.generic]) -> str:
+    if voxel_type.names:
+        return "colors (RGB)"
+    return "complex numbers" if voxel_type.kind == "c" else f"of type {voxel_type}"

@@ -1,0 +1,135 @@
+"""The one trusted reader: a file, several files or a 4D file to scans, whatever the format."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import DataError
+from medseg.reading.nifti import read_nifti, read_nifti_grid
+from medseg.reading.scan import Scan
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+LABEL_TYPES = (np.uint8, np.int16, np.int32)
+
+PathLike = str | Path
+
+
+def scan_stem(path: PathLike) -> str:
+    """File name without its scan suffix: "liver_04.nii.gz" gives "liver_04"; other names stay as they are."""
+    name = Path(path).name
+    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def read_scan(path: PathLike) -> Scan:
+    """One 3D scan.
+
+    Voxels stay int16 or uint8 where the file's rescale allows it, else they are float32. A 4D file of one volume counts
+    as 3D.
+
+    Raises:
+        DataError: if the file is missing, of another format, damaged or cut short, not 3D, of colors or complex
+            numbers, has NaN or infinite voxels, or a grid that is unknown, contradictory or singular.
+    """
+    scan = _read(path)
+    if scan.voxels.ndim != 3:
+        raise DataError(
+            f"{Path(path).name}: {scan.voxels.ndim}D, shape {scan.voxels.shape}, where one 3D scan is wanted; "
+            "export one volume a file, or name its channels in the recipe"
+        )
+    return scan
+
+
+def read_channels(image: PathLike | Sequence[PathLike], channels: Sequence[str]) -> tuple[Scan, ...]:
+    """One scan a channel, in the order of `channels`, each on its own grid.
+
+    Args:
+        image: one path a channel, or one path of a file whose fourth axis counts the channels.
+        channels: the recipe's names.
+
+    Raises:
+        DataError: as `read_scan`, and if there are fewer or more volumes than channels.
+    """
+    if not isinstance(image, str | Path) and len(image) > 1:
+        _check_count(len(image), channels, Path(image[0]).name)
+        return tuple(read_scan(path) for path in image)
+    path = image if isinstance(image, str | Path) else image[0]
+    if len(channels) == 1:
+        return (read_scan(path),)
+    scan = _read(path)
+    volumes = scan.voxels.shape[3] if scan.voxels.ndim == 4 else 1
+    _check_count(volumes, channels, Path(path).name)
+    split = [replace(scan, voxels=scan.voxels[..., channel], warnings=()) for channel in range(volumes)]
+    return (replace(split[0], warnings=scan.warnings), *split[1:])
+
+
+def read_label(path: PathLike) -> Scan:
+    """One 3D label map with integer voxels: uint8 where they fit, else int16 or int32.
+
+    Raises:
+        DataError: as `read_scan`, and if voxels are fractions.
+    """
+    scan = read_scan(path)
+    voxels = scan.voxels
+    if voxels.dtype == np.uint8:
+        return scan
+    if voxels.dtype.kind == "f":
+        fractions = np.count_nonzero(voxels != np.rint(voxels))
+        if fractions:
+            raise DataError(
+                f"{Path(path).name}: {fractions} of {voxels.size} label voxels are fractions, not whole numbers; "
+                "export the label without interpolation"
+            )
+    low, high = voxels.min(), voxels.max()
+    fitting = next(kind for kind in LABEL_TYPES if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+    return replace(scan, voxels=voxels.astype(fitting))
+
+
+def read_grid(path: PathLike) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape and affine from the file's header alone; a trailing axis of one volume is dropped.
+
+    Raises:
+        DataError: if the header is missing, damaged, or holds no sound grid.
+    """
+    path = _existing(path)
+    if _is_nifti(path):
+        return read_nifti_grid(path)
+    from medseg.reading.itk import read_itk_grid  # see _read
+
+    return read_itk_grid(path)
+
+
+def _read(path: PathLike) -> Scan:
+    """All volumes of a file, `(X, Y, Z)` or with more axes."""
+    path = _existing(path)
+    if _is_nifti(path):
+        return read_nifti(path)
+    from medseg.reading.itk import read_itk  # SimpleITK takes a third of a second to import; most scans are NIfTI
+
+    return read_itk(path)
+
+
+def _existing(path: PathLike) -> Path:
+    path = Path(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path.name}: not a scan file medseg reads ({', '.join(SUFFIXES)}); convert it first")
+    if not path.is_file():
+        raise DataError(f"{path.name}: no such file; check the path")
+    return path
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
+def _check_count(volumes: int, channels: Sequence[str], name: str) -> None:
+    if volumes < len(channels):
+        missing = ", ".join(repr(channel) for channel in channels[volumes:])
+        raise DataError(f"{name}: {volumes} of {len(channels)} channels, {missing} missing; add its file or volume")
+    if volumes > len(channels):
+        raise DataError(f"{name}: {volumes} volumes for the channels {list(channels)}; name each one in the recipe")
