@@ -1,0 +1,108 @@
+"""How well a prediction covers the reference: confusion matrix, then Dice, IoU and volumes of each region."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def confusion(
+    pred: NDArray[Any], label: NDArray[Any], n_classes: int, *, ignore_label: int | None = None
+) -> NDArray[np.int64]:
+    """Voxels by reference class (row) and predicted class (column), `(n_classes, n_classes)`; read once.
+
+    Args:
+        pred: predicted classes, integers `(*spatial)`.
+        label: reference classes on the same grid.
+        n_classes: classes, background included.
+        ignore_label: reference value whose voxels are left out.
+
+    Raises:
+        ValueError: if the grids differ or a value is not in `0 ... n_classes - 1`.
+    """
+    matrix = np.zeros(n_classes * n_classes, dtype=np.int64)
+    for pred_voxels, label_voxels in _slabs(pred, label, ignore_label):
+        for name, voxels in (("pred", pred_voxels), ("label", label_voxels)):
+            if voxels.size and (voxels.min() < 0 or voxels.max() >= n_classes):
+                raise ValueError(f"{name} has values {voxels.min()} to {voxels.max()}; expected 0 to {n_classes - 1}")
+        matrix += np.bincount(label_voxels.astype(np.intp) * n_classes + pred_voxels, minlength=matrix.size)
+    return matrix.reshape(n_classes, n_classes)
+
+
+def region_overlap(
+    pred: NDArray[Any],
+    label: NDArray[Any],
+    regions: Mapping[str, Sequence[int]],
+    *,
+    voxel_ml: float,
+    ignore_label: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Overlap and volumes of each region: `{region: {"dice", "iou", "pred_ml", "reference_ml"}}`.
+
+    Dice and IoU are nan where neither reference nor prediction has the region, 0 where only one has. Volumes leave out
+    ignored voxels too.
+
+    Args:
+        pred: predicted classes, non-negative integers `(*spatial)`.
+        label: reference classes on the same grid.
+        regions: class values of each region; other values belong to none.
+        voxel_ml: volume of a voxel in mL.
+        ignore_label: reference value whose voxels are left out.
+
+    Raises:
+        ValueError: if the grids differ.
+
+    Reference:
+        Dice, "Measures of the Amount of Ecologic Association Between Species", Ecology 1945; Jaccard, 1912.
+    """
+    other = 1 + max(
+        (value for values in regions.values() for value in values), default=0
+    )  # all values above share a bin
+    matrix = np.zeros((other + 1) ** 2, dtype=np.int64)
+    for pred_voxels, label_voxels in _slabs(pred, label, ignore_label):
+        pairs = np.minimum(label_voxels, other).astype(np.intp) * (other + 1) + np.minimum(pred_voxels, other)
+        matrix += np.bincount(pairs, minlength=matrix.size)
+    table = matrix.reshape(other + 1, other + 1)
+    return {region: _overlap(table, sorted(set(values)), voxel_ml) for region, values in regions.items()}
+
+
+def mean_over_cases(rows: Sequence[Mapping[str, Mapping[str, float]]], region: str, key: str) -> float:
+    """Mean of `key` over the cases whose reference has the region; nan if none has.
+
+    Args:
+        rows: what `region_overlap` returned, one a case.
+        region: name of the region.
+        key: "dice", "iou", "pred_ml" or "reference_ml".
+    """
+    values = [row[region][key] for row in rows if row[region]["reference_ml"] > 0]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _overlap(table: NDArray[np.int64], values: Sequence[int], voxel_ml: float) -> dict[str, float]:
+    both = int(table[np.ix_(values, values)].sum())
+    reference, predicted = int(table[values, :].sum()), int(table[:, values].sum())
+    any_voxels = reference + predicted
+    return {
+        "dice": 2 * both / any_voxels if any_voxels else float("nan"),
+        "iou": both / (any_voxels - both) if any_voxels else float("nan"),
+        "pred_ml": predicted * voxel_ml,
+        "reference_ml": reference * voxel_ml,
+    }
+
+
+def _slabs(
+    pred: NDArray[Any], label: NDArray[Any], ignore_label: int | None
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Both maps, slab by slab as flat voxels, without the ignored ones: a whole scan's pairs would take gigabytes."""
+    pred, label = np.asarray(pred), np.asarray(label)
+    if pred.shape != label.shape:
+        raise ValueError(f"pred is {pred.shape} and label {label.shape}; bring the prediction to the label's grid")
+    if pred.flags.f_contiguous:  # as NIfTI files come: the last axis is the outermost in memory
+        pred, label = pred.T, label.T
+    for pred_slab, label_slab in zip(pred, label, strict=True):
+        pred_voxels, label_voxels = pred_slab.reshape(-1), label_slab.reshape(-1)
+        if ignore_label is not None:
+            kept = label_voxels != ignore_label
+            pred_voxels, label_voxels = pred_voxels[kept], label_voxels[kept]
+        yield pred_voxels, label_voxels

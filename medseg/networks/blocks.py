@@ -1,0 +1,189 @@
+"""Parts that networks share: the one table from `spatial_dims` to layers, norms safe on one voxel, blocks, resizing."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medseg.errors import ConfigError
+
+NormName = Literal["instance", "batch"]
+ActivationName = Literal["relu", "leaky_relu"]
+
+CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_CONV: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d, 3: nn.Dropout3d}  # whole channels
+LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
+
+
+class InstanceNorm(nn.Module):
+    """Each channel of each sample to mean 0 and variance 1, then a learned scale and shift; 2D and 3D.
+
+    A map of one voxel (the deep levels of a small patch) has no variance: torch raises there, and the formula would
+    erase the features. Such a map is normalized over its channels instead.
+
+    Reference:
+        Ulyanov et al., "Instance Normalization", 2016, arXiv:1607.08022; over channels: Ba et al., "Layer
+        Normalization", 2016, arXiv:1607.06450.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, channels, *spatial)` -> the same shape."""
+        if features.shape[2:].numel() > 1:
+            return F.instance_norm(features, weight=self.weight, bias=self.bias)
+        return F.layer_norm(features.flatten(1), self.weight.shape, self.weight, self.bias).view_as(features)
+
+
+class BatchNorm(nn.Module):
+    """Each channel of the batch to mean 0 and variance 1, then a learned scale and shift; 2D and 3D.
+
+    One value a channel (batch of 1 on a one-voxel map) has no variance: while training, torch raises there. Such a
+    batch uses the running statistics, as in evaluation, and leaves them as they are.
+
+    Reference:
+        Ioffe and Szegedy, "Batch Normalization", ICML 2015, arXiv:1502.03167.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, channels, *spatial)` -> the same shape."""
+        training = self.training and features.numel() > features.shape[1]
+        return F.batch_norm(
+            features, self.running_mean, self.running_var, self.weight, self.bias, training, self.momentum
+        )
+
+
+NORM: dict[str, type[InstanceNorm] | type[BatchNorm]] = {"instance": InstanceNorm, "batch": BatchNorm}
+ACTIVATION: dict[str, type[nn.ReLU] | type[nn.LeakyReLU]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
+
+
+def conv_norm(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel_size: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    norm: NormName = "instance",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Convolution that keeps the grid (or divides it by `stride`, rounding up), dropout of whole channels, norm."""
+    kernel, step = per_axis(kernel_size, spatial_dims), per_axis(stride, spatial_dims)
+    padding = tuple(size // 2 for size in kernel)
+    conv = CONV[spatial_dims](in_channels, out_channels, kernel, step, padding, bias=False)  # type: ignore[arg-type]
+    drop = [DROPOUT[spatial_dims](dropout)] if dropout else []
+    return nn.Sequential(conv, *drop, NORM[norm](out_channels))
+
+
+def conv_norm_act(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel_size: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    norm: NormName = "instance",
+    activation: ActivationName = "relu",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """`conv_norm`, then the activation."""
+    block = conv_norm(
+        spatial_dims,
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        norm=norm,
+        dropout=dropout,
+    )
+    return block.append(ACTIVATION[activation](inplace=True))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut; the shortcut is a 1x1 convolution where width or grid changes.
+
+    Reference:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385 (basic block).
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        norm: NormName = "instance",
+        activation: ActivationName = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.first = conv_norm_act(
+            spatial_dims,
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            norm=norm,
+            activation=activation,
+            dropout=dropout,
+        )
+        self.second = conv_norm(spatial_dims, out_channels, out_channels, kernel_size=kernel_size, norm=norm)
+        keeps_shape = in_channels == out_channels and set(per_axis(stride, spatial_dims)) == {1}
+        self.shortcut: nn.Module = (
+            nn.Identity()
+            if keeps_shape
+            else conv_norm(spatial_dims, in_channels, out_channels, kernel_size=1, stride=stride, norm=norm)
+        )
+        self.activation = ACTIVATION[activation](inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial / stride)`, rounded up."""
+        out: Tensor = self.activation(self.second(self.first(features)) + self.shortcut(features))
+        return out
+
+
+def resize_like(features: Tensor, reference: Tensor) -> Tensor:
+    """Interpolate `features` to the grid of `reference`; odd sizes need no padding."""
+    size = reference.shape[2:]
+    if features.shape[2:] == size:
+        return features
+    return F.interpolate(features, size, mode=LINEAR_MODE[len(size)], align_corners=False)
+
+
+def crop_like(features: Tensor, reference: Tensor) -> Tensor:
+    """The first voxels of `features` along every axis, as many as `reference` has."""
+    return features[:, :, *(slice(size) for size in reference.shape[2:])]
+
+
+def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """One number an axis, from one number or a list of them.
+
+    Raises:
+        ConfigError: if the list does not have `spatial_dims` entries.
+    """
+    sizes = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
+    if len(sizes) != spatial_dims:
+        raise ConfigError(f"got {list(sizes)} for {spatial_dims} axes; give one number, or one for each axis")
+    return sizes
