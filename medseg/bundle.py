@@ -1,13 +1,12 @@
 """Bundles: what every training writes and every prediction reads.
 
-`configs/recipe.json` (merged), `configs/metadata.json` and `models/model.pt` (weights alone), in a folder or a zip of one.
-Only the data half of the recipe is read, so opening a bundle runs nothing of it.
+A folder, or a zip of one, with `configs/recipe.json` (merged), `configs/metadata.json` and `models/model.pt` (weights
+alone). Only the data half of the recipe is resolved, so opening a bundle runs nothing of it.
 """
 
 import io
 import json
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -145,8 +144,8 @@ def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
     """Open the bundle that `model` names, without running anything of it.
 
     Args:
-        model: a bundle's folder, the folder of a run (which has `bundle/`), a zip of a bundle, or an MLflow run id or its
-            first 8 or more characters.
+        model: a bundle's folder, the folder of a run (which has `bundle/`), a zip of a bundle, or an MLflow run id, of
+            which the first 8 characters will do.
         runs_dir: where the runs are, for a run id.
 
     Raises:
@@ -196,7 +195,7 @@ def write_bundle(
         with aside(made_in / WEIGHTS) as path:
             torch.save({key: value.detach().cpu().clone() for key, value in state_dict.items()}, path)
         if made_in != target:
-            os.replace(made_in, target)
+            made_in.replace(target)
     finally:
         if made_in != target:
             shutil.rmtree(made_in, ignore_errors=True)
@@ -303,8 +302,8 @@ def _find_root(model: str | Path, runs_dir: Path) -> Path:
     if RUN_ID.fullmatch(str(model)):
         return _find_run(str(model), runs_dir)
     raise ConfigError(
-        f"no model '{model}': looked for a bundle ({model}/{RECIPE}), a run ({model}/bundle), a zip of a bundle, and an "
-        f"MLflow run id in {runs_dir}/*/run.json; train one with `medseg train`, or give its folder"
+        f"no model '{model}': looked for a bundle ({model}/{RECIPE}), a run ({model}/bundle), a zip of a bundle, and "
+        f"an MLflow run id in {runs_dir}/*/run.json; train one with `medseg train`, or give its folder"
     )
 
 

@@ -1,0 +1,159 @@
+"""What is wrong with a merged recipe, found before anything of it runs: names, classes, arguments, references."""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from pydoc import ErrorDuringImport, locate
+from typing import Any
+
+from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.utils import BundlePropertyConfig
+
+from medseg.data_half import DATA_HALF, problems
+
+# Names that mean something though no `@` leads to them: the data half, MONAI's properties, and what is read by name.
+PROPERTY_IDS = {
+    entry[BundlePropertyConfig.ID] for table in (TrainProperties, InferProperties) for entry in table.values()
+}
+READ_BY_NAME = {"imports", "without_dataset", "experiment_name", "run_name", "output_dir", "seed"}
+RUN_IDS = {"initialize", "run", "training", "evaluation", "inference", "finalize"}
+OWN_IDS = {*DATA_HALF, *PROPERTY_IDS, *READ_BY_NAME, *RUN_IDS}
+SECTIONS = ("train", "validate")  # their entries are settings as well, so a misspelled one must not pass
+RUN_OPTIONS = ("run_id", "init_id", "final_id", "config_file", "meta_file", "logging_file", "tracking", "args_file")
+
+
+def recipe_problems(parser: ConfigParser, *, asked: Collection[str] = (), run_ids: Collection[str] = ()) -> list[str]:
+    """All that is wrong with a recipe, a sentence each; empty if it may run.
+
+    Args:
+        parser: holds the merged recipe, parsed (macros expanded) but not yet resolved.
+        asked: ids that the command line sets.
+        run_ids: ids that MONAI starts the run with.
+    """
+    recipe = {id: content for id, content in parser.get().items() if id != ConfigParser.meta_key}
+    references = list(_references(recipe))
+    return [
+        *_unused_names(recipe, references, [id.replace("#", "::") for id in asked], run_ids),
+        *_dangling(parser, recipe, references),
+        *_wrong_targets(parser, recipe),
+        *problems(recipe),
+    ]
+
+
+def reached(recipe: Mapping[str, Any], ids: Collection[str]) -> set[str]:
+    """The ids that running `ids` refers to, directly or on the way."""
+    references = list(_references(recipe))
+    found: set[str] = set()
+    waiting = list(ids)
+    while waiting:
+        id = waiting.pop()
+        found.add(id)
+        waiting += [wanted for where, wanted in references if _is_within(where, id) and wanted not in found]
+    return found
+
+
+def _items(content: Any, id: str = "") -> Iterator[tuple[str, Any]]:
+    """Every item of a recipe with its id, containers before what they contain."""
+    yield id, content
+    pairs = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in pairs:
+        yield from _items(value, f"{id}::{key}" if id else str(key))
+
+
+def _references(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each `@` of a recipe: the id it stands at, and the id it wants."""
+    for where, content in _items(recipe):
+        if isinstance(content, str):
+            for wanted in ReferenceResolver.match_refs_pattern(content):
+                yield where, wanted
+
+
+def _is_within(id: str, container: str) -> bool:
+    return id == container or id.startswith(f"{container}::")
+
+
+def _hint(name: str, candidates: Collection[str]) -> str:
+    close = get_close_matches(name, candidates, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _unused_names(
+    recipe: Mapping[str, Any], references: list[tuple[str, str]], asked: Collection[str], run_ids: Collection[str]
+) -> Iterator[str]:
+    """Settings that nothing reads: misspelled, or left over."""
+    sections = [name for name in SECTIONS if isinstance(recipe.get(name), dict) and "_target_" not in recipe[name]]
+    names = [*recipe, *(f"{section}::{name}" for section in sections for name in recipe[section])]
+
+    def is_used(id: str) -> bool:
+        if id.rpartition("::")[2].startswith("_") or id in run_ids or any(_is_within(own, id) for own in OWN_IDS):
+            return True
+        return any(
+            (_is_within(wanted, id) or _is_within(id, wanted)) and not _is_within(where, id)
+            for where, wanted in references
+        )
+
+    used = [id for id in names if is_used(id)]
+    for id in names:
+        if id not in used:
+            shown = f"--{id}" if id in asked else id
+            yield f"{shown}: nothing in the recipe uses this name{_hint(id, [*used, *RUN_OPTIONS])}"
+
+
+def _dangling(parser: ConfigParser, recipe: Mapping[str, Any], references: list[tuple[str, str]]) -> Iterator[str]:
+    missing = [(where, wanted) for where, wanted in references if wanted not in parser]
+    ids = [id for id, _ in _items(recipe)] if missing else []
+    for where, wanted in missing:
+        yield f"{where}: '@{wanted}' leads to nothing in the recipe{_hint(wanted, ids)}"
+
+
+def _wrong_targets(parser: ConfigParser, recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Classes and functions that are not there, and arguments that they do not have."""
+    for id, content in _items(recipe):
+        if not ConfigComponent.is_instantiable(content) or ConfigComponent(content).is_disabled():
+            continue
+        target = content["_target_"]
+        if not isinstance(target, str) or target.startswith(("$", "@")):
+            continue  # known only once the recipe runs
+        try:
+            component = _locate(parser, target)
+        except ErrorDuringImport as error:
+            yield f"{id}: '{target}' cannot be imported: {error.value}"
+            continue
+        if not callable(component):
+            yield f"{id}: there is no class or function '{target}'{_hint(target, _neighbors(parser, target))}"
+            continue
+        known = _parameters(component)
+        for argument in content:
+            if known is not None and argument not in known and argument not in ConfigComponent.non_arg_keys:
+                yield f"{id}: {target} has no argument '{argument}'{_hint(argument, known)}"
+
+
+def _locate(parser: ConfigParser, target: str) -> Any:
+    """What MONAI will call for `target`: a full path, or the short name of something of its own."""
+    module = parser.locator.get_component_module_name(target)
+    first = module[0] if isinstance(module, list) else module
+    return locate(f"{first}.{target}" if first else target)
+
+
+def _neighbors(parser: ConfigParser, target: str) -> list[str]:
+    """Names that `target` may have been meant to be."""
+    module, _, _ = target.rpartition(".")
+    if not module:
+        return list(parser.locator._components_table or ())
+    try:
+        return [f"{module}.{name}" for name in dir(import_module(module)) if not name.startswith("_")]
+    except ImportError:
+        return []
+
+
+def _parameters(component: Any) -> list[str] | None:
+    """Names of the arguments, None if it takes any or does not tell."""
+    try:
+        parameters = inspect.signature(component).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
