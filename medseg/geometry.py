@@ -67,7 +67,8 @@ def grid_difference(
         return f"shape {tuple(map(int, shape))} against {tuple(map(int, other_shape))}"
     if np.allclose(affine, other_affine, rtol=0, atol=tolerance):
         return None
-    return f"{_describe(affine)} against {_describe(other_affine)}"
+    largest = float(np.abs(np.subtract(affine, other_affine)).max())
+    return f"{_describe(affine)} against {_describe(other_affine)} (affine entries up to {largest:.2g} apart)"
 
 
 def connected_lesions(mask: NDArray[np.generic]) -> NDArray[np.int32]:

@@ -1,0 +1,17 @@
+"""Data sets: found, split, counted; and the synthetic one."""
+
+from medseg.data.contents import count_labels, fingerprint
+from medseg.data.datalist import Cases, Sample, find_cases, find_scans
+from medseg.data.phantom import PHANTOM_NOTICE, make_phantom, phantom_case
+
+__all__ = [
+    "PHANTOM_NOTICE",
+    "Cases",
+    "Sample",
+    "count_labels",
+    "find_cases",
+    "find_scans",
+    "fingerprint",
+    "make_phantom",
+    "phantom_case",
+]

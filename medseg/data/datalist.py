@@ -1,0 +1,163 @@
+"""Data sets on disk to lists of cases: found, checked and split, whatever the layout."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.data.folds import read_given_fold, set_aside, split_fold
+from medseg.data.layouts import CHANNEL_SUFFIX, Sample, case_id_of, read_listing, scan_files
+from medseg.errors import ConfigError, DataError
+from medseg.geometry import grid_difference
+from medseg.reading import SUFFIXES, read_grid, scan_stem
+
+__all__ = ["Cases", "Sample", "find_cases", "find_scans"]
+
+SPLIT_FILES = ("splits.json", "splits_final.json")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A data set split for one run; every list is in the order of case ids.
+
+    Attributes:
+        training: labeled cases to learn from.
+        validation: labeled cases to choose the model by.
+        test: held-out cases, with a label or without.
+        layout: which layout was found, for the log.
+    """
+
+    training: list[Sample]
+    validation: list[Sample]
+    test: list[Sample]
+    layout: str
+
+
+def find_cases(
+    dataset_dir: str | Path,
+    *,
+    channels: Sequence[str],
+    fold: int = 0,
+    folds: int = 5,
+    seed: int = 0,
+    held_out_fraction: float = 0.0,
+    patient_pattern: str | None = None,
+) -> Cases:
+    """Training, validation and test cases of a data set; headers are checked, voxels are not read.
+
+    A `splits.json` or `splits_final.json` (a list of `{"train": [...], "val": [...]}`) in the folder decides the folds;
+    else patients are shuffled by `seed` and dealt into `folds`. The order depends on case ids alone, so the same cases
+    in another layout give the same folds.
+
+    Args:
+        dataset_dir: the data set's folder, or its CSV file.
+        channels: the recipe's channel names, each of which every case must have.
+        fold: which fold validates.
+        folds: how many folds.
+        seed: of the shuffle.
+        held_out_fraction: share of the patients with labels to set aside as test cases before folds are made.
+        patient_pattern: regular expression whose first group in the case id names the patient; without it a CSV's
+            column `patient` does, else each case is a patient.
+
+    Raises:
+        DataError: if the layout is unknown, a file is missing or unpaired, a channel is missing, or a label lies on
+            another grid than its image.
+        ConfigError: if fold, folds, the fraction or the pattern do not fit the data set.
+    """
+    root = Path(dataset_dir)
+    listing = read_listing(root, channels)
+    if not listing.labeled:
+        raise DataError(f"data set {root.name!r}: no labeled case in it ({listing.layout}); check the folder")
+    for sample in listing.labeled + [sample for sample in listing.test if "label" in sample]:
+        _check_grids(sample, channels)
+    case_ids = [sample["case_id"] for sample in listing.labeled]
+    patients = _patients(case_ids, listing.patients, patient_pattern)
+    held_out = set_aside(case_ids, patients, fraction=held_out_fraction, seed=seed)
+    remaining = [case_id for case_id in case_ids if case_id not in held_out]
+    folder = root if root.is_dir() else root.parent
+    given = next((folder / name for name in SPLIT_FILES if (folder / name).is_file()), None)
+    if given:
+        training, validation = read_given_fold(given, case_ids, fold=fold)
+    else:
+        training, validation = split_fold(remaining, patients, fold=fold, folds=folds, seed=seed)
+    return Cases(
+        [sample for sample in listing.labeled if sample["case_id"] in training - held_out],
+        [sample for sample in listing.labeled if sample["case_id"] in validation - held_out],
+        [sample for sample in listing.labeled if sample["case_id"] in held_out] + listing.test,
+        listing.layout,
+    )
+
+
+def find_scans(scans: str | Path, *, channels: Sequence[str]) -> list[Sample]:
+    """Scans to predict: every scan file below a folder, or one file; nothing is read.
+
+    Case ids are paths relative to the folder without suffix, with "/". With several channels, `CASE_0000`, `CASE_0001`,
+    ... are one case; a channel whose file is missing keeps its place in the list, so that reading it fails by name.
+
+    Raises:
+        DataError: if there is no scan, or two files would be the same case.
+    """
+    root = Path(scans)
+    if root.is_file():
+        return _group_scans([root], root.parent, channels)
+    if not root.is_dir():
+        raise DataError(f"scans {root.name!r}: no such file or folder; check the path")
+    found = scan_files(root, recursive=True)
+    if not found:
+        raise DataError(f"scans {root.name!r}: no scan files ({', '.join(SUFFIXES)}) in it; check the path")
+    return _group_scans(found, root, channels)
+
+
+def _group_scans(paths: Sequence[Path], root: Path, channels: Sequence[str]) -> list[Sample]:
+    samples: dict[str, Sample] = {}
+    for path in paths:
+        stem = scan_stem(path)
+        match = CHANNEL_SUFFIX.fullmatch(stem) if len(channels) > 1 else None
+        case_id = path.relative_to(root).with_name(match[1] if match else stem).as_posix()
+        image: str | list[str] = str(path)
+        if match:
+            ending = path.name[len(stem) :]
+            image = [str(path.with_name(f"{match[1]}_{index:04d}{ending}")) for index in range(len(channels))]
+        if samples.setdefault(case_id, Sample(image=image, case_id=case_id))["image"] != image:
+            raise DataError(f"case {case_id!r}: two scan files have this name; rename or remove one ({path.name})")
+    return sorted(samples.values(), key=case_id_of)
+
+
+def _check_grids(sample: Sample, channels: Sequence[str]) -> None:
+    """Refuse a case whose header lacks a channel, or whose label lies on another grid than its first channel."""
+    images = [sample["image"]] if isinstance(sample["image"], str) else sample["image"]
+    grids = [read_grid(path) for path in images]  # of every channel, so that a damaged header shows here
+    shape, affine = grids[0]
+    volumes = shape[3] if len(images) == 1 and len(shape) == 4 else len(images)
+    if volumes != len(channels) or len(shape) not in (3, 4):
+        raise DataError(
+            f"case {sample['case_id']!r}: {volumes} volumes for the channels {list(channels)} "
+            f"({Path(images[0]).name}, shape {shape}); add what is missing, or correct the recipe's channels"
+        )
+    label_shape, label_affine = read_grid(sample["label"])
+    difference = grid_difference(label_shape, label_affine, shape[:3], affine)
+    if difference:
+        label = Path(sample["label"])
+        raise DataError(
+            f"case {sample['case_id']!r}: label grid differs from image grid, {difference} "
+            f"({label.parent.name}/{label.name}); export the label on the image's grid, or remove the case"
+        )
+
+
+def _patients(case_ids: Sequence[str], named: Mapping[str, str], pattern: str | None) -> dict[str, str]:
+    """The patient of each case."""
+    if pattern is None:
+        return {case_id: named.get(case_id, case_id) for case_id in case_ids}
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"patient_pattern {pattern!r}: {error}; correct the regular expression") from error
+    if not expression.groups:
+        raise ConfigError(f"patient_pattern {pattern!r}: no group; put (...) around the patient's part")
+    patients = {}
+    for case_id in case_ids:
+        match = expression.search(case_id)
+        if not match:
+            raise ConfigError(f"patient_pattern {pattern!r}: does not match case {case_id!r}; correct it")
+        patients[case_id] = match[1]
+    return patients
