@@ -78,13 +78,14 @@ def connected_lesions(mask: NDArray[np.generic]) -> NDArray[np.int32]:
         mask: `(X, Y)` or `(X, Y, Z)`; what is not zero is lesion.
 
     Returns:
-        Numbers on the mask's grid, 0 outside lesions; equally large ones keep the order they are met in.
+        Numbers on the mask's grid, 0 outside lesions; equally large ones in the order of their first voxel.
     """
     numbers = np.zeros(mask.shape, dtype=np.int32)
     box = bounding_box(mask)
     if box is None:
         return numbers
-    pieces = cc3d.connected_components(mask[box] != 0, connectivity=26 if mask.ndim == 3 else 8)
+    lesions = np.ascontiguousarray(mask[box] != 0)  # so that ties are numbered alike whatever the memory order
+    pieces = cc3d.connected_components(lesions, connectivity=26 if mask.ndim == 3 else 8)
     sizes = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"].astype(np.int64)[1:]
     rank = np.zeros(len(sizes) + 1, dtype=np.int32)
     rank[1 + np.argsort(-sizes, kind="stable")] = np.arange(1, len(sizes) + 1)

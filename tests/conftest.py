@@ -12,7 +12,7 @@ import torch
 @pytest.fixture(autouse=True)
 def seed():
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 (the generator that MONAI and others draw from)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

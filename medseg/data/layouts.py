@@ -116,7 +116,7 @@ def _read_lits(root: Path, channels: Sequence[str]) -> Listing:
 
 
 def _read_csv(path: Path, channels: Sequence[str]) -> Listing:
-    """CSV: case_id, image (and image_2, ..., or a column a channel), label, patient if wanted; paths from its folder."""
+    """CSV: case_id, image (image_2, ... or a column a channel), label, perhaps patient; paths from its folder."""
     with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: Excel writes a byte order mark
         table = csv.DictReader(file)
         rows = list(table)
