@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -89,13 +89,16 @@ def start_run(
     return Run(client, run.info.run_id, folder, uri)
 
 
-def serve_ui(runs_dir: Path, *, port: int = 5000, open_browser: bool = True) -> int:
+def serve_ui(
+    runs_dir: Path, *, port: int = 5000, open_browser: bool = True, on_ready: Callable[[str], None] | None = None
+) -> int:
     """Show the runs in MLflow's own pages, on this machine alone, until interrupted.
 
     Args:
         runs_dir: the project's folder of runs.
         port: where it answers, `http://127.0.0.1:PORT`.
         open_browser: whether to open the page once it answers.
+        on_ready: called with one line that names the page, once it answers.
 
     Returns:
         The server's exit status.
@@ -118,7 +121,10 @@ def serve_ui(runs_dir: Path, *, port: int = 5000, open_browser: bool = True) -> 
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
     try:
-        if open_browser and _answers(server, f"http://127.0.0.1:{port}/health"):
+        ready = _answers(server, f"http://127.0.0.1:{port}/health")
+        if ready and on_ready:
+            on_ready(f"MLflow is at http://127.0.0.1:{port} (Ctrl-C ends it)")
+        if ready and open_browser:
             webbrowser.open(f"http://127.0.0.1:{port}")
         return server.wait()
     except KeyboardInterrupt:

@@ -1,0 +1,199 @@
+"""The `medseg` command: parses, calls, prints.
+
+What is heavy (torch, NumPy, rich) is imported by the command that needs it, so that `--help` answers at once.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg import __version__, launch
+from medseg.errors import ConfigError, DataError
+
+FAILED, UNEXPECTED, USAGE = 3, 1, 2  # exit codes: some cases failed, a defect, a wrong input or setting
+
+app = typer.Typer(
+    help="Medical-image segmentation as MONAI bundles. Not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command; an error is one line on stderr (`MEDSEG_DEBUG=1` shows where an unexpected one arose)."""
+    try:
+        app()
+    except (DataError, ConfigError) as error:
+        _say(f"medseg: {_one_line(error)}")
+        sys.exit(USAGE)
+    except Exception as error:
+        if os.environ.get("MEDSEG_DEBUG") == "1":
+            raise
+        _say(f"medseg: unexpected {type(error).__name__}: {_one_line(error)} (MEDSEG_DEBUG=1 shows where)")
+        sys.exit(UNEXPECTED)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"medseg {__version__}, not a medical device")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, such as configs/unet_liver.json.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OVERLAY|KEY=VALUE",
+            help="Overlays, such as configs/quick.json, and settings, such as max_epochs=50 dataset_dir=scans.",
+        ),
+    ] = None,
+) -> None:
+    """Train a model.
+
+    Prints the `python -m monai.bundle run training` it stands for, and runs it.
+    """
+    overlays = [Path(change) for change in changes or () if "=" not in change]
+    settings = [launch.parse_setting(change) for change in changes or () if "=" in change]
+    for file in (recipe, *overlays):
+        if not file.is_file():
+            raise ConfigError(f"no recipe or overlay at {file}; a setting is written KEY=VALUE")
+    if not Path("workflows", "__init__.py").is_file():
+        raise ConfigError("no workflows/ in this folder: run medseg train in the folder of the medseg checkout")
+    if importlib.util.find_spec("monai") is None or importlib.util.find_spec("mlflow") is None:
+        raise ConfigError("training needs MONAI and MLflow: pip install 'medseg[train]'")
+    arguments = launch.training_arguments([recipe, *overlays], settings)
+    _say("python " + " ".join(launch.quoted(argument) for argument in arguments))
+    raise typer.Exit(launch.train(arguments))
+
+
+@app.command()
+def predict(
+    scans: Annotated[Path, typer.Argument(metavar="SCANS", help="Folder of scans (NIfTI, NRRD, MHA), or one scan.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for masks and report.csv.")],
+    model: Annotated[str, typer.Option(help="Bundle folder, its zip, run folder, or MLflow run id.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Segment scans and measure.
+
+    Writes one mask a scan on the scan's own grid, and one row a scan in report.csv. Exit code 3: some scans failed.
+    """
+    if out.resolve().is_relative_to(scans.resolve()):
+        raise ConfigError(f"{out} lies inside {scans}: masks would be taken for scans; choose another OUT")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; OUT must be a folder")
+    from medseg.bundle import open_bundle
+    from medseg.data import find_scans
+
+    bundle = open_bundle(model)
+    samples = find_scans(scans, channels=bundle.channels)
+    from medseg.doctor import choose_device
+    from medseg.inference import predict_folder
+
+    chosen = choose_device(device)
+    with _progress(len(samples)) as (advance, note):
+
+        def on_row(row: dict[str, Any]) -> None:
+            if row["status"] == "failed":
+                note(f"{row['case_id']}: {row['message']}")
+            advance()
+
+        out.mkdir(parents=True, exist_ok=True)
+        rows = predict_folder(samples, out, bundle, device=chosen, on_row=on_row)
+    failed = sum(row["status"] == "failed" for row in rows)
+    warned = sum(bool(row.get("warnings")) for row in rows)
+    typer.echo(f"{len(rows) - failed} done, {failed} failed, {warned} with warnings: see {out / 'report.csv'}")
+    typer.echo(bundle.notice)
+    raise typer.Exit(FAILED if failed else 0)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    cases: Annotated[int, typer.Option(min=2, help="How many, a quarter of them to judge with.")] = 24,
+    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
+    phases: Annotated[int, typer.Option(min=1, max=2, help="Contrast phases, one channel each.")] = 1,
+    size: Annotated[tuple[int, int, int], typer.Option(metavar="X Y Z", help="Voxels.")] = (112, 96, 56),
+) -> None:
+    """Make a synthetic data set.
+
+    An abdomen CT with liver and tumors, to try medseg on.
+    """
+    from medseg.data import PHANTOM_NOTICE, make_phantom
+
+    with _progress(cases) as (advance, _):
+        made = make_phantom(
+            out, cases=cases, shape=size, seed=seed, phases=phases, progress=lambda _done, _total: advance()
+        )
+    typer.echo(f"{cases} synthetic cases in {made}; a model of them is {PHANTOM_NOTICE}")
+
+
+@app.command()
+def ui(
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Show runs in MLflow.
+
+    Curves, settings and pictures, on this machine only; Ctrl-C ends it.
+    """
+    from medseg.tracking import serve_ui
+
+    raise typer.Exit(serve_ui(runs, port=port, open_browser=browser, on_ready=_say))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine offers."""
+    from medseg.doctor import report
+
+    for name, finding in report():
+        typer.echo(f"{name + ':':<10} {finding}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """A bar on stderr, on a terminal only: how to advance it, and how to print a line above it."""
+    if not sys.stderr.isatty():
+        yield _nothing, _say
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield partial(bar.advance, task), partial(bar.console.print, markup=False, highlight=False)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

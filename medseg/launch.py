@@ -1,0 +1,93 @@
+"""A training as a process of its own: settings from the command line, and the `monai.bundle` command they make."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import ConfigError
+
+PLAIN = re.compile(r"[\w./\\:%~+-]+")  # text without quotes, brackets, spaces and comments
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`KEY=VALUE` as key and value; JSON and Python literals are read as such, all else is text.
+
+    >>> parse_setting("patch_size=[64, 64, 32]"), parse_setting("amp=true"), parse_setting("run_name=first try")
+    (('patch_size', [64, 64, 32]), ('amp', True), ('run_name', 'first try'))
+
+    Raises:
+        ConfigError: if there is no key, or the value is no literal but an expression (`$`) or a reference (`@`).
+    """
+    key, _, value = text.partition("=")
+    if not key or not (key[0].isalpha() or key[0] == "_"):
+        raise ConfigError(f"{text!r} is no setting; write it KEY=VALUE, such as max_epochs=50")
+    for read in (json.loads, ast.literal_eval):
+        try:
+            parsed = read(value)
+            break
+        except (ValueError, SyntaxError):
+            parsed = value
+    if _holds_code(parsed):
+        raise ConfigError(f"{key}: a setting is a literal; put '$' expressions and '@' references into an overlay")
+    return key, parsed
+
+
+def training_arguments(files: Sequence[Path], settings: Sequence[tuple[str, Any]]) -> list[str]:
+    """Arguments to `python` that train with the recipe and overlays in `files`."""
+    names = [file.as_posix() for file in files]
+    config = names[0] if len(names) == 1 else repr(names)
+    arguments = ["-m", "monai.bundle", "run", "training", "--config_file", config]
+    for key, value in settings:
+        arguments += [f"--{key}={_literal(value)}"] if str(value).startswith("-") else [f"--{key}", _literal(value)]
+    return arguments
+
+
+def quoted(argument: str) -> str:
+    """An argument as a shell takes it; double quotes where they do, for Windows knows no others."""
+    if "'" in argument and not set('"$`\\!') & set(argument):
+        return f'"{argument}"'
+    return shlex.quote(argument)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run `python` with the arguments of a training, to its end.
+
+    Ctrl-C reaches the training too, which then closes its run; so it is waited for.
+
+    Returns:
+        Its exit code.
+    """
+    environment = {"MEDSEG_ONE_LINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    training = subprocess.Popen([sys.executable, *arguments], env=environment | dict(os.environ))
+    while True:
+        try:
+            code = training.wait()
+        except KeyboardInterrupt:
+            continue
+        return code if code >= 0 else 128 - code  # ended by a signal: as shells tell it
+
+
+def _holds_code(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.lstrip().startswith(("$", "@"))
+    if isinstance(value, dict):
+        return any(_holds_code(item) for item in (*value, *value.values()))
+    return isinstance(value, list | tuple) and any(_holds_code(item) for item in value)
+
+
+def _literal(value: Any) -> str:
+    """The value as MONAI's command line reads it: Python's form, but bare where text is read as text."""
+    if not isinstance(value, str) or not PLAIN.fullmatch(value):
+        return repr(value)
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    return repr(value)  # text that looks like a number
