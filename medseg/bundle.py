@@ -7,7 +7,6 @@ alone). Only the data half of the recipe is resolved, so opening a bundle runs n
 import io
 import json
 import logging
-import pickle
 import re
 import shutil
 import zipfile
@@ -103,7 +102,7 @@ class Bundle:
         try:
             return data_half.build(self.recipe, id)
         except ConfigError as error:
-            raise ConfigError(f"model '{self.root.name}', {error}") from error
+            raise ConfigError(f"model '{self.name}', {error}") from error
 
     def network(self) -> "nn.Module":
         """The network with its weights, on the CPU, in evaluation mode.
@@ -115,11 +114,11 @@ class Bundle:
         try:
             different = network.load_state_dict(self._state_dict(), strict=False)
         except (RuntimeError, TypeError, AttributeError) as error:  # another shape, no mapping, no tensors
-            raise ConfigError(f"{WEIGHTS} of model '{self.root.name}' is not of its network_def: {error}") from error
+            raise ConfigError(f"{WEIGHTS} of model '{self.name}' is not of its network_def: {error}") from error
         for keys, what in ((different.missing_keys, "lacks"), (different.unexpected_keys, "has unexpected")):
             if keys:
                 raise ConfigError(
-                    f"{WEIGHTS} of model '{self.root.name}' {what} {len(keys)} weights ({', '.join(keys[:3])}, ...); "
+                    f"{WEIGHTS} of model '{self.name}' {what} {len(keys)} weights ({', '.join(keys[:3])}, ...); "
                     "use the network_def it was trained with"
                 )
         return network.eval()
@@ -130,9 +129,9 @@ class Bundle:
         try:
             content = io.BytesIO(_read(self.root, WEIGHTS))
             return torch.load(content, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        except Exception as error:  # torch names no set of errors for a broken file
             raise ConfigError(
-                f"{WEIGHTS} of model '{self.root.name}' cannot be read as plain weights; "
+                f"{WEIGHTS} of model '{self.name}' cannot be read as plain weights; "
                 f"copy the bundle again ({type(error).__name__})"
             ) from error
 
@@ -154,8 +153,10 @@ def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
     root = _find_root(model, Path(runs_dir))
     try:
         recipe, metadata = (json.loads(_read(root, name)) for name in (RECIPE, METADATA))
+        if not isinstance(recipe, dict) or not isinstance(metadata, dict):
+            raise ValueError("each JSON file must hold an object")
         if not _has(root, WEIGHTS):
-            raise KeyError(WEIGHTS)
+            raise FileNotFoundError(f"no {WEIGHTS}")
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"model '{model}' is not a whole bundle ({RECIPE}, {METADATA}, {WEIGHTS}): {error}; copy it again"

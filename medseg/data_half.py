@@ -101,13 +101,15 @@ def problems(recipe: Recipe) -> list[str]:
 
 def contradictions(half: Recipe) -> list[str]:
     """Numbers and names of a resolved data half that do not fit each other, a sentence each; absent ids are skipped."""
-    labels, regions, channels = half.get("labels", {}), half.get("regions", {}), half.get("channels")
+    labels, regions, channels = half.get("labels", {}), half.get("regions", {}), half.get("channels", [])
     if not isinstance(labels, Mapping) or not all(type(value) is int for value in labels.values()):
         return [f"labels: must map each name to an integer, got {labels!r}"]
     if not isinstance(regions, Mapping) or not all(isinstance(values, list) for values in regions.values()):
         return [f"regions: must map each name to a list of label values, got {regions!r}"]
-    found = []
-    if channels is not None and half.get("in_channels", len(channels)) != len(channels):
+    if not isinstance(channels, list):
+        return [f"channels: must be a list of names, got {channels!r}"]
+    found = [f"labels: {clash}; give each name its own value" for clash in _clashes(labels)]
+    if channels and half.get("in_channels", len(channels)) != len(channels):
         found.append(
             f"in_channels: is {half['in_channels']}, but channels names {len(channels)} ({', '.join(channels)}); "
             "make them agree"
@@ -125,6 +127,13 @@ def contradictions(half: Recipe) -> list[str]:
     if half.get("lesion_region") is not None and half["lesion_region"] not in regions:
         found.append(f"lesion_region: {half['lesion_region']!r} is not one of the regions ({', '.join(regions)})")
     return found + _wrong_lengths(half)
+
+
+def _clashes(labels: Mapping[str, int]) -> list[str]:
+    first: dict[int, str] = {}
+    for name, value in labels.items():
+        first.setdefault(value, name)
+    return [f"'{name}' and '{first[value]}' are both {value}" for name, value in labels.items() if first[value] != name]
 
 
 def _wrong_lengths(half: Recipe) -> list[str]:

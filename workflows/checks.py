@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -20,22 +21,30 @@ PROPERTY_IDS = {
 READ_BY_NAME = {"imports", "without_dataset", "experiment_name", "run_name", "output_dir", "seed"}
 RUN_IDS = {"initialize", "run", "training", "evaluation", "inference", "finalize"}
 OWN_IDS = {*DATA_HALF, *PROPERTY_IDS, *READ_BY_NAME, *RUN_IDS}
-SECTIONS = ("train", "validate")  # their entries are settings as well, so a misspelled one must not pass
+SECTIONS = ("train", "validate", "test")  # their entries are settings as well, so a misspelled one must not pass
 RUN_OPTIONS = ("run_id", "init_id", "final_id", "config_file", "meta_file", "logging_file", "tracking", "args_file")
 
 
-def recipe_problems(parser: ConfigParser, *, asked: Collection[str] = (), run_ids: Collection[str] = ()) -> list[str]:
+def recipe_problems(
+    parser: ConfigParser,
+    *,
+    files: Collection[Path] = (),
+    asked: Collection[str] = (),
+    run_ids: Collection[str] = (),
+) -> list[str]:
     """All that is wrong with a recipe, a sentence each; empty if it may run.
 
     Args:
         parser: holds the merged recipe, parsed (macros expanded) but not yet resolved.
+        files: the recipe's files; a name that one of them refers to is used, though another overrides the reference.
         asked: ids that the command line sets.
         run_ids: ids that MONAI starts the run with.
     """
     recipe = {id: content for id, content in parser.get().items() if id != ConfigParser.meta_key}
     references = list(_references(recipe))
+    written = [pair for file in files for pair in _references(ConfigParser.load_config_file(file))]
     return [
-        *_unused_names(recipe, references, [id.replace("#", "::") for id in asked], run_ids),
+        *_unused_names(recipe, references + written, [id.replace("#", "::") for id in asked], run_ids),
         *_dangling(parser, recipe, references),
         *_wrong_targets(parser, recipe),
         *problems(recipe),

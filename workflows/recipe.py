@@ -41,6 +41,13 @@ class Start:
     overrides: dict[str, Any] = field(default_factory=dict)
     tracking: Any = None
 
+    @property
+    def files(self) -> list[Path]:
+        """The recipe's files; where MONAI keeps no record of them, all that lie where the first one lay."""
+        if self.config_files:
+            return [Path(file) for file in self.config_files]
+        return sorted(Path(self.workflow.config_root_path).glob("*.json"))
+
 
 _prepared: dict[str, dict[str, Any]] = {}  # what tracking asks for, as of the last `prepare`
 
@@ -48,8 +55,8 @@ _prepared: dict[str, dict[str, Any]] = {}  # what tracking asks for, as of the l
 def prepare() -> None:
     """Check the recipe that is about to run, before any data is read, and make it complete.
 
-    Without a `dataset_dir`, a run that needs one gets the phantom: it is made once in `without_dataset::phantom_dir`, and
-    the overlay `without_dataset::overlay` is merged as a second config file would be; further config files and the
+    Without a `dataset_dir`, a run that needs one gets the phantom, made once in `without_dataset::phantom_dir`. The
+    overlay `without_dataset::overlay` is then merged as a second config file would be; further config files and the
     command line win over it.
 
     Raises:
@@ -60,7 +67,7 @@ def prepare() -> None:
     parser = start.workflow.parser
     run_ids = (start.workflow.init_id, start.workflow.run_id, start.workflow.final_id)
     phantom_dir = _merge_overlay(start) if parser.get("dataset_dir") is None and _needs_data(parser, run_ids) else None
-    wrong = recipe_problems(parser, asked=start.overrides, run_ids=run_ids)
+    wrong = recipe_problems(parser, files=start.files, asked=start.overrides, run_ids=run_ids)
     if wrong:
         raise ConfigError("\n".join(wrong))
     if phantom_dir is not None:
