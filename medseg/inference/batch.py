@@ -1,0 +1,104 @@
+"""A folder of scans: one row of the report for each case, whatever happens to it."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.bundle import Bundle
+from medseg.data import Sample
+from medseg.errors import DataError
+from medseg.inference.predictor import Predictor
+from medseg.memory import peak_memory_mb
+from medseg.reading import read_channels
+from medseg.report.measurements import measure, write_csv
+from medseg.writing import write_nifti
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+LESION_COLUMNS = ("case_id", "lesion", "volume_ml", "longest_in_plane_diameter_mm", "x_mm", "y_mm", "z_mm")
+
+
+def report_columns(regions: Mapping[str, Sequence[int]]) -> list[str]:
+    """Columns of `report.csv`, in order."""
+    return [
+        *("case_id", "status", "message", "warnings"),
+        *(f"{region}_ml" for region in regions),
+        *("lesion_count", "longest_diameter_mm", "seconds", "peak_memory_mb", "model", "precision", "device"),
+    ]
+
+
+def predict_folder(
+    samples: Sequence[Sample],
+    out: Path,
+    bundle: Bundle,
+    *,
+    device: str = "cpu",
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Segment cases one after the other.
+
+    Writes `OUT/<case_id>_seg.nii.gz` on each scan's own grid, and `report.csv` and `lesions.csv` anew after every case.
+    A case that fails becomes a row with its message; the others go on.
+
+    Args:
+        samples: what to segment, `{"image": path or one path a channel, "case_id": ...}`.
+        out: folder for masks and report; made if absent.
+        bundle: the model.
+        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+        on_row: called with each finished row.
+
+    Returns:
+        One row a case, with the columns of `report_columns`.
+    """
+    predictor = Predictor.from_bundle(bundle, device=device)
+    settings = {"model": f"{bundle.name} {bundle.version}", "precision": bundle.precision, "device": device}
+    rows: list[Row] = []
+    lesions: list[Row] = []
+    for sample in samples:
+        started = time.monotonic()
+        row: Row = {"case_id": sample["case_id"], **settings}
+        try:
+            measured, found, warnings = _segment(sample, out, bundle, predictor)
+        except Exception as error:  # one bad case must not end the run: it becomes a row
+            row |= {"status": "failed", "message": _one_line(error)}
+            logger.debug("case %s failed", sample["case_id"], exc_info=True)
+        else:
+            row |= {"status": "done", "message": "", "warnings": "; ".join(warnings), **measured}
+            lesions += [{"case_id": sample["case_id"], **lesion} for lesion in found]
+        row |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_mb": _peak_memory_mb(device)}
+        rows.append(row)
+        write_csv(out / "report.csv", rows, report_columns(bundle.regions))
+        if bundle.lesion_region:
+            write_csv(out / "lesions.csv", lesions, LESION_COLUMNS)
+        if on_row:
+            on_row(row)
+    return rows
+
+
+def _segment(
+    sample: Sample, out: Path, bundle: Bundle, predictor: Predictor
+) -> tuple[Row, list[Row], tuple[str, ...]]:
+    scans = read_channels(sample["image"], bundle.channels)
+    label = predictor(scans)
+    target = out / f"{sample['case_id']}_seg.nii.gz"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_nifti(label, scans[0].affine, target)
+    measured, lesions = measure(
+        label, scans[0].affine, regions=bundle.regions, lesion_region=bundle.lesion_region
+    )
+    return measured, lesions, tuple(warning for scan in scans for warning in scan.warnings)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
+
+
+def _peak_memory_mb(device: str) -> int:
+    """Largest memory held so far in this run, in MB: the GPU's where one is used, else the process's."""
+    return round(torch.cuda.max_memory_allocated(device) / 2**20) if device.startswith("cuda") else peak_memory_mb()

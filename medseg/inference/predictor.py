@@ -1,0 +1,56 @@
+"""One case: scans in, labels on the scan's own grid out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medseg.bundle import Bundle
+from medseg.postprocessing import CleanupRule, logits_to_label
+from medseg.preprocessing import ScanToGrid
+from medseg.reading import Scan
+
+Inferer = Callable[[Tensor, nn.Module], Tensor]
+
+
+class Predictor:
+    """Segments one case after the other with one network.
+
+    Args:
+        network: in evaluation mode; image `(1, C, *spatial)` -> logits of the same grid.
+        scan_to_grid: brings the channels onto the working grid.
+        inferer: called as `inferer(image, network)`.
+        cleanup: rules for the finished label map, in order.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        scan_to_grid: ScanToGrid,
+        inferer: Inferer,
+        cleanup: Sequence[CleanupRule] = (),
+        device: str = "cpu",
+    ) -> None:
+        self.network = network.to(device).eval()
+        self.scan_to_grid, self.inferer, self.cleanup, self.device = scan_to_grid, inferer, tuple(cleanup), device
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, device: str = "cpu") -> "Predictor":
+        """The predictor that a bundle describes, with its weights."""
+        parts: dict[str, Any] = {name: bundle.build(name) for name in ("scan_to_grid", "inferer", "cleanup")}
+        return cls(bundle.network(), **parts, device=device)
+
+    @torch.inference_mode()
+    def __call__(self, scans: Sequence[Scan]) -> NDArray[np.uint8]:
+        """Channels of one case -> labels `(X, Y, Z)` on the first channel's own grid."""
+        image, grid = self.scan_to_grid(scans)
+        logits = self.inferer(image[None].to(self.device), self.network)
+        label = logits_to_label(logits[0], grid)
+        for rule in self.cleanup:
+            label = rule(label, grid.scan_affine)
+        return label

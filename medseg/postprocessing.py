@@ -1,0 +1,99 @@
+"""From logits back to labels on the scan's own grid, and the clean-up rules a recipe may list."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medseg.geometry import connected_lesions, voxel_volume_ml
+from medseg.preprocessing import Grid, apply_along, from_working_axes, interpolation_matrix
+
+SLAB_VOXELS = 2**22  # per class: 16 MB of float32 logits at a time
+
+
+class CleanupRule(Protocol):
+    """Changes a label map that is on the scan's own grid."""
+
+    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Label map `(X, Y, Z)` and its affine -> label map of the same shape; the input stays as it is."""
+
+
+def logits_to_label(logits: Tensor, grid: Grid) -> NDArray[np.uint8]:
+    """Logits on the working grid -> the winning class on the scan's own grid.
+
+    Logits are interpolated linearly, a slab of axial slices at a time, and the winner is a running maximum over the
+    classes: the full stack of resampled logits never exists. Ties go to the lower class.
+
+    Args:
+        logits: `(C, R, A, S)` on `grid`.
+        grid: where the logits lie, and the scan's own grid.
+
+    Returns:
+        Labels `(X, Y, Z)` on the scan's grid.
+    """
+    size = grid.turned_shape
+    logits = logits.detach().float().cpu()
+    weights = [
+        interpolation_matrix(n_in, n_out, 1 / scale)
+        for n_in, n_out, scale in zip(grid.shape, size, grid.scale, strict=True)
+    ]
+    turned = torch.empty(size, dtype=torch.uint8)
+    thickness = max(1, SLAB_VOXELS // (size[0] * size[1]))
+    for start in range(0, size[2], thickness):
+        rows = weights[2][start : start + thickness]
+        turned[:, :, start : start + thickness] = winning_class(
+            apply_along(weights[1], apply_along(weights[0], apply_along(rows, channel, 2), 0), 1) for channel in logits
+        )
+    return from_working_axes(turned.numpy(), grid)  # type: ignore[return-value]
+
+
+def winning_class(channels: Iterable[Tensor]) -> Tensor:
+    """Index of the largest channel at each voxel, uint8; ties go to the earlier channel.
+
+    Channels `(*spatial)` are taken one after the other, which is many times faster than `argmax` over a stack.
+    """
+    remaining = iter(channels)
+    best = next(remaining)
+    winner = torch.zeros(best.shape, dtype=torch.uint8)
+    for index, channel in enumerate(remaining, start=1):
+        winner[channel > best] = index
+        best = torch.maximum(best, channel)
+    return winner
+
+
+class KeepLargest:
+    """Keep only the largest connected piece of a region; the other pieces become background.
+
+    Args:
+        values: label values that make up the region, e.g. `[1, 2]` for the liver with its tumors.
+    """
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.values = tuple(values)
+
+    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        pieces = connected_lesions(np.isin(label, self.values))
+        return np.where(pieces > 1, np.uint8(0), label)
+
+
+class RemoveSmall:
+    """Give connected pieces of one label value that are smaller than a volume another value.
+
+    Args:
+        value: the label value whose pieces are judged.
+        below_ml: pieces of less than this volume are removed.
+        becomes: the value they take, e.g. the liver's for a tumor of a few voxels.
+    """
+
+    def __init__(self, value: int, below_ml: float, *, becomes: int = 0) -> None:
+        self.value, self.below_ml, self.becomes = value, below_ml, becomes
+
+    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        pieces = connected_lesions(label == self.value)
+        volumes_ml = np.bincount(pieces.ravel()) * voxel_volume_ml(affine)
+        small = volumes_ml < self.below_ml
+        small[0] = False
+        return np.where(small[pieces], np.uint8(self.becomes), label)

@@ -1,0 +1,17 @@
+"""MONAI dictionary twins of the pure steps, and the training pipelines."""
+
+from medseg.transforms.grid import LogitsToLabeld, PadToPatchd, ScanToGridd
+from medseg.transforms.pipelines import augmentation, training_patches, whole_cases
+from medseg.transforms.reading import ReadCased
+from medseg.transforms.slices import AxialSliced
+
+__all__ = [
+    "AxialSliced",
+    "LogitsToLabeld",
+    "PadToPatchd",
+    "ReadCased",
+    "ScanToGridd",
+    "augmentation",
+    "training_patches",
+    "whole_cases",
+]

@@ -1,0 +1,190 @@
+"""Evaluation: whole cases on their own grids, a table with one row a case."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medseg.bundle import open_bundle
+from medseg.data import Cases, Sample
+from medseg.errors import ConfigError
+from medseg.geometry import voxel_volume_ml
+from medseg.metrics import mean_over_cases, region_overlap
+from medseg.reading import read_channels, read_label
+from medseg.report.pictures import overlay_picture
+from workflows.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+
+KEY_METRIC = "mean_dice"
+
+
+def one_case(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Collate a batch of one: tensors get a batch axis, the rest stays as it is."""
+    (sample,) = samples
+    return {key: value[None] if isinstance(value, Tensor) else value for key, value in sample.items()}
+
+
+def labeled_cases(cases: Cases) -> list[Sample]:
+    """The held-out cases that have a label; where there are none, the validation cases."""
+    held_out = [sample for sample in cases.test if "label" in sample]
+    if not held_out:
+        logger.info("no held-out cases with labels: judging the %d validation cases instead", len(cases.validation))
+    return held_out or cases.validation
+
+
+class CaseTable(Metric):
+    """Overlap of each case and region; its value is the key metric.
+
+    The key metric is the mean over regions of the mean Dice over the cases whose reference has the region.
+
+    Args:
+        regions: name -> label values.
+        ignore_label: voxels with this reference value are not judged.
+    """
+
+    def __init__(self, regions: Mapping[str, Sequence[int]], *, ignore_label: int | None = None) -> None:
+        self.regions, self.ignore_label = dict(regions), ignore_label
+        super().__init__()
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self.overlaps: dict[str, dict[str, dict[str, float]]] = {}
+        self.extremes: dict[str, tuple[float, str, NDArray[np.uint8]]] = {}
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Judge the case that the engine has just finished."""
+        batch = engine.state.batch
+        self.update((batch["case_id"], engine.state.output["pred"], engine.state.output["label"], batch["grid"]))
+
+    def update(self, output: tuple[str, Tensor, Tensor, Any]) -> None:
+        """Add one case: id, prediction and label `(1, 1, X, Y, Z)`, grid."""
+        case_id, pred, label, grid = output
+        pred_voxels = torch.as_tensor(pred)[0, 0].cpu().numpy().astype(np.uint8)
+        overlap = region_overlap(
+            pred_voxels,
+            torch.as_tensor(label)[0, 0].cpu().numpy(),
+            self.regions,
+            voxel_ml=voxel_volume_ml(grid.scan_affine),
+            ignore_label=self.ignore_label,
+        )
+        self.overlaps[case_id] = overlap
+        dice = [numbers["dice"] for numbers in overlap.values() if not np.isnan(numbers["dice"])]
+        self._remember(float(np.mean(dice)) if dice else 1.0, case_id, pred_voxels)
+
+    def _remember(self, score: float, case_id: str, pred: NDArray[np.uint8]) -> None:
+        if "worst" not in self.extremes or score < self.extremes["worst"][0]:
+            self.extremes["worst"] = (score, case_id, pred)
+        if "best" not in self.extremes or score > self.extremes["best"][0]:
+            self.extremes["best"] = (score, case_id, pred)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a case: `case_id`, then `<region>_dice`, `_iou`, `_pred_ml` and `_reference_ml`."""
+        return [
+            {"case_id": case_id}
+            | {f"{region}_{name}": value for region, numbers in overlap.items() for name, value in numbers.items()}
+            for case_id, overlap in self.overlaps.items()
+        ]
+
+    def means(self) -> dict[str, float]:
+        """Mean of each region's Dice and IoU over the cases whose reference has it."""
+        return {
+            f"{region}_{name}": mean_over_cases(list(self.overlaps.values()), region, name)
+            for region in self.regions
+            for name in ("dice", "iou")
+        }
+
+    def compute(self) -> float:
+        """Mean over the regions of their mean Dice; regions that no case has do not count."""
+        dice = [self.means()[f"{region}_dice"] for region in self.regions]
+        present = [value for value in dice if not np.isnan(value)]
+        return float(np.mean(present)) if present else 0.0
+
+
+class TrackCases:
+    """Handler of an evaluator: logs and tracks the means, writes the case table and, if asked, pictures.
+
+    Args:
+        experiment: the run to write into.
+        table: the evaluator's key metric.
+        split: which cases these are, e.g. `"validation"`; prefixes every name.
+        samples: draw the worst and the best of these cases; none for no pictures.
+        channels: the channels of the samples.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        table: CaseTable,
+        *,
+        split: str,
+        samples: Sequence[Sample] = (),
+        channels: Sequence[str] = (),
+    ) -> None:
+        self.experiment, self.table, self.split = experiment, table, split
+        self.samples = {sample["case_id"]: sample for sample in samples}
+        self.channels = tuple(channels)
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self._track)
+
+    def _track(self, engine: SupervisedEvaluator) -> None:
+        means = self.table.means()
+        key = engine.state.metrics[engine.state.key_metric_name]
+        self.experiment.log_metrics(
+            {f"{self.split}_{name}": value for name, value in {**means, KEY_METRIC: key}.items()},
+            step=engine.state.epoch,
+        )
+        self.experiment.log_cases(self.table.rows, f"{self.split}_cases.csv")
+        dice = ", ".join(f"{region} {means[f'{region}_dice']:.3f}" for region in self.table.regions)
+        logger.info("%s, %d cases: Dice %s", self.split, len(self.table.rows), dice)
+        if self.samples:
+            self._draw()
+        self.experiment.run.flush()
+
+    def _draw(self) -> None:
+        folder = self.experiment.folder / "pictures"
+        folder.mkdir(exist_ok=True)
+        for which, (score, case_id, pred) in self.table.extremes.items():
+            sample = self.samples[case_id]
+            scan = read_channels(sample["image"], self.channels)[0]
+            path = folder / f"{self.split}_{which}.png"
+            overlay_picture(
+                scan.voxels,
+                read_label(sample["label"]).voxels,
+                pred,
+                scan.affine,
+                path,
+                title=f"{which} of {len(self.table.rows)} {self.split} cases: {case_id}, mean Dice {score:.2f}",
+                notice=self.experiment.notice,
+            )
+            self.experiment.run.log_file(path, "pictures")
+
+
+def evaluate(experiment: Experiment, evaluator: SupervisedEvaluator, network: nn.Module, model: str | None) -> None:
+    """Judge a trained model on the held-out cases of a data set.
+
+    Args:
+        experiment: the run, opened and closed here.
+        evaluator: its network is `network`.
+        network: gets the model's weights.
+        model: bundle folder, run folder, zip or MLflow run id.
+
+    Raises:
+        ConfigError: without a model.
+    """
+    if model is None:
+        raise ConfigError("Evaluation needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
+    network.load_state_dict(open_bundle(model, runs_dir=experiment.output_dir).network().state_dict())
+    with experiment.running():
+        evaluator.run()
+        experiment.summarize()

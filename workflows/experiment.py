@@ -1,0 +1,120 @@
+"""One run, from its start to a truthful end: its folder, its bundle, and its page in MLflow."""
+
+import json
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medseg import tracking
+from medseg.bundle import task_metadata, write_bundle
+from medseg.data import PHANTOM_NOTICE, Cases, fingerprint
+from workflows import recipe
+
+logger = logging.getLogger(__name__)
+
+
+class Experiment:
+    """The run that trainer, validator and evaluators share.
+
+    Nothing is written until `running` begins.
+
+    Args:
+        output_dir: folder of all runs; holds the MLflow store.
+        experiment_name: groups runs in MLflow.
+        run_name: what the run's folder and MLflow page are called.
+        cases: the data of the run, for its fingerprint.
+        dataset_dir: where they come from; says whether they are synthetic.
+        metadata: file with the metadata that the bundle's own starts from.
+    """
+
+    def __init__(
+        self,
+        *,
+        output_dir: str,
+        experiment_name: str,
+        run_name: str,
+        cases: Cases,
+        dataset_dir: str,
+        metadata: str = "configs/metadata.json",
+    ) -> None:
+        self.output_dir, self.experiment_name, self.run_name = Path(output_dir), experiment_name, run_name
+        self.cases, self.synthetic = cases, is_synthetic(Path(dataset_dir))
+        self.metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
+        self._run: tracking.Run | None = None
+
+    @property
+    def run(self) -> tracking.Run:
+        """The open run."""
+        if self._run is None:
+            raise RuntimeError("The run is not open; use it inside `with experiment.running():`.")
+        return self._run
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run.folder
+
+    @property
+    def notice(self) -> str | None:
+        """What must stand on every picture of this run."""
+        return PHANTOM_NOTICE if self.synthetic else None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Open the run and record what it is made of; close it as FINISHED, FAILED or KILLED."""
+        self._run = tracking.start_run(runs_dir=self.output_dir, experiment=self.experiment_name, name=self.run_name)
+        try:
+            self.run.log_environment()
+            self.run.log_recipe(recipe.merged_recipe(), recipe.overrides())
+            labeled = [*self.cases.training, *self.cases.validation, *self.cases.test]
+            self.run.log_data({**fingerprint(labeled), "layout": self.cases.layout, "synthetic": self.synthetic})
+            yield
+        except KeyboardInterrupt:
+            self.run.finish("KILLED")
+            raise
+        except BaseException as error:
+            (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            self.run.finish("FAILED", error=str(error))
+            raise
+        self.run.finish("FINISHED")
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Keep numbers of an epoch for the next `flush`."""
+        self.run.log_metrics(metrics, step=step)
+
+    def log_cases(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Write a table with one row a case into the run."""
+        self.run.log_table(rows, name)
+
+    def write_bundle(self, weights: Mapping[str, Tensor]) -> None:
+        """Write the run's bundle with these weights; the one before stays whole until the new one is."""
+        merged = recipe.merged_recipe()
+        metadata = task_metadata(self.metadata, merged, name=self.run_name, synthetic=self.synthetic)
+        write_bundle(self.folder / "bundle", recipe=merged, metadata=metadata, state_dict=weights)
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """Weights of the bundle as it stands now."""
+        weights: dict[str, Tensor] = torch.load(
+            self.folder / "bundle" / "models" / "model.pt", weights_only=True, map_location="cpu"
+        )
+        return weights
+
+    def summarize(self) -> None:
+        """Say where everything is."""
+        logger.info("bundle:   %s", self.folder / "bundle")
+        logger.info("pictures: %s", self.folder / "pictures")
+        logger.info("MLflow:   %s (open it with: medseg ui)", self.output_dir / "mlflow.db")
+        if self.notice:
+            logger.info("This model is %s.", self.notice)
+
+
+def is_synthetic(dataset_dir: Path) -> bool:
+    """Whether a data set says of itself that it is made up."""
+    description = dataset_dir / "dataset.json"
+    return description.is_file() and bool(json.loads(description.read_text(encoding="utf-8")).get("synthetic", False))

@@ -1,0 +1,181 @@
+"""Training: the step, the schedule, what is kept, and the run around them."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from medseg.writing import aside
+from workflows.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+
+
+def best_device() -> torch.device:
+    """The first GPU that torch can use, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class TrainingStep:
+    """One optimizer step of a MONAI trainer, in mixed precision on any device.
+
+    MONAI's own step knows mixed precision on CUDA only. bfloat16 has float32's range, so no loss scaling is needed.
+
+    Args:
+        precision: `"bfloat16"` or `"float32"`.
+        max_gradient_norm: gradients are scaled down to this norm.
+        channels_last: keep activations channel by channel in memory, faster for convolutions on most CPUs.
+    """
+
+    def __init__(
+        self, *, precision: str = "bfloat16", max_gradient_norm: float = 12.0, channels_last: bool = True
+    ) -> None:
+        if precision not in ("bfloat16", "float32"):
+            raise ValueError(f'precision is "bfloat16" or "float32", got {precision!r}.')
+        self.precision, self.max_gradient_norm, self.channels_last = precision, max_gradient_norm, channels_last
+
+    def __call__(self, engine: SupervisedTrainer, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Images `(B, C, *spatial)`, labels `(B, 1, *spatial)` -> `{"loss": ...}` after one optimizer step."""
+        device: torch.device = engine.state.device
+        image, label = batch["image"].to(device), batch["label"].to(device)
+        if self.channels_last:
+            layout = torch.channels_last_3d if image.ndim == 5 else torch.channels_last
+            image = image.contiguous(memory_format=layout)
+        engine.network.train()
+        engine.optimizer.zero_grad()
+        mixed = torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        with mixed:
+            logits = engine.network(image)
+        loss = engine.loss_function(logits, label)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss.item()} in epoch {engine.state.epoch}; lower `learning_rate`, or set "
+                '`precision` to "float32".'
+            )
+        loss.backward()
+        nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+        engine.optimizer.step()
+        engine.state.output = {"loss": loss.detach()}
+        return engine.state.output
+
+
+def channels_last(network: nn.Module, device: torch.device, spatial_dims: int) -> nn.Module:
+    """The network on its device, weights laid out as `TrainingStep` lays out images."""
+    layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+    return network.to(device).to(memory_format=layout)
+
+
+def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup_steps: int) -> LambdaLR:
+    """Learning rate that rises linearly for `warmup_steps`, then falls to zero along a cosine until `steps`.
+
+    Reference:
+        Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983 (without restarts).
+    """
+    return LambdaLR(optimizer, WarmupCosine(steps, min(warmup_steps, steps // 2)))
+
+
+class WarmupCosine:
+    """Factor of the learning rate at a step; a class, so that it can be saved and sent to other processes."""
+
+    def __init__(self, steps: int, warmup_steps: int) -> None:
+        self.steps, self.warmup_steps = steps, warmup_steps
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return float(0.5 * (1 + torch.cos(torch.tensor(min(done, 1.0) * torch.pi))))
+
+
+class FollowTraining:
+    """Handler of the trainer: steps the schedule, logs and tracks each epoch's loss, learning rate and throughput."""
+
+    def __init__(self, experiment: Experiment, scheduler: LambdaLR) -> None:
+        self.experiment, self.scheduler = experiment, scheduler
+        self.losses: list[Tensor] = []
+        self.epoch_started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow_step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self.losses.clear()
+        self.epoch_started = time.monotonic()
+
+    def _follow_step(self, engine: Engine) -> None:
+        self.losses.append(engine.state.output["loss"])
+        self.scheduler.step()
+
+    def _finish_epoch(self, engine: Engine) -> None:
+        seconds = time.monotonic() - self.epoch_started
+        patches = len(self.losses) * engine.state.batch["image"].shape[0]
+        loss = float(torch.stack(self.losses).mean())
+        epoch = engine.state.epoch
+        self.experiment.log_metrics(
+            {
+                "train_loss": loss,
+                "learning_rate": self.scheduler.get_last_lr()[0],
+                "patches_per_second": patches / seconds,
+            },
+            step=epoch,
+        )
+        logger.info("epoch %d of %d: loss %.4f, %.1f s", epoch, engine.state.max_epochs, loss, seconds)
+
+
+class KeepBest:
+    """Handler of the validator: remembers the weights of the best key metric, and saves what a resume needs.
+
+    Args:
+        experiment: the run to write into.
+        network: whose weights are kept.
+        trainer_state: name -> object with `state_dict`, saved for a resume beside the network.
+    """
+
+    def __init__(self, experiment: Experiment, network: nn.Module, trainer_state: Mapping[str, Any]) -> None:
+        self.experiment, self.network, self.trainer_state = experiment, network, dict(trainer_state)
+        self.best = float("-inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self._keep)
+
+    def _keep(self, engine: SupervisedEvaluator) -> None:
+        score = engine.state.metrics[engine.state.key_metric_name]
+        epoch = engine.state.epoch  # MONAI's ValidationHandler hands the trainer's epoch over
+        if score > self.best:
+            self.best = score
+            self.experiment.write_bundle(self.network.state_dict())
+            self.experiment.log_metrics({f"best_{engine.state.key_metric_name}": score}, step=epoch)
+        state = {name: part.state_dict() for name, part in self.trainer_state.items()}
+        with aside(self.experiment.folder / "checkpoint.pt") as path:
+            torch.save(
+                {"epoch": epoch, "best": self.best, "network": self.network.state_dict(), **state}, path
+            )
+
+
+def train(experiment: Experiment, trainer: SupervisedTrainer, test: SupervisedEvaluator, network: nn.Module) -> None:
+    """Run a training to its end: train, judge the best model on the held-out cases, close the run truthfully.
+
+    Args:
+        experiment: the run, opened here and closed as FINISHED, FAILED or KILLED.
+        trainer: MONAI's trainer, its validator attached.
+        test: judges the best weights at the end.
+        network: the network of both.
+    """
+    with experiment.running():
+        trainer.run()
+        network.load_state_dict(experiment.best_weights())
+        test.run()
+        experiment.summarize()
