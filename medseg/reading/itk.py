@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,12 @@ from medseg.errors import DataError
 from medseg.reading.scan import Scan, checked_affine, compact_voxels, damaged
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+METAIMAGE_GRID = (  # the fields that place the voxels, each with its older names
+    ("ElementSpacing",),
+    ("TransformMatrix", "Rotation", "Orientation"),
+    ("Offset", "Position", "Origin"),
+)
+NRRD_GRID = ("space", "space directions", "space origin")
 MOST_HEADER_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
 ZLIB_OR_GZIP = 47  # zlib: largest window, either wrapper
@@ -91,7 +98,7 @@ def _nrrd_header(start: bytes, path: Path) -> _Header:
     if not start.startswith(b"NRRD"):
         raise DataError(f"{path.name}: not an NRRD file; copy or export it again")
     fields = _fields(text, ":")
-    for key in ("space", "space directions"):
+    for key in NRRD_GRID:
         if key not in fields:
             raise DataError(f"{path.name}: no '{key}' in the header, so the grid is unknown; export the scan again")
     units = set(fields.get("space units", "mm").replace('"', "").split())
@@ -109,9 +116,12 @@ def _metaimage_header(start: bytes, path: Path) -> _Header:
         raise DataError(f"{path.name}: not a MetaImage file; copy or export it again")
     last_line = rest.partition(b"\n")[0]
     fields = _fields(before, "=")
-    for key, names in (("ElementSpacing", ()), ("TransformMatrix", ("rotation", "orientation"))):
-        if not {key.lower(), *names} & set(fields):
+    for key, *names in METAIMAGE_GRID:
+        given = next((fields[name.lower()] for name in (key, *names) if name.lower() in fields), None)
+        if given is None:
             raise DataError(f"{path.name}: no '{key}' in the header, so the grid is unknown; export the scan again")
+        if not _are_sound(given, positive=key == "ElementSpacing"):
+            raise DataError(f"{path.name}: '{key} = {given}' in the header is no grid; export the scan again")
     target = last_line.decode("latin-1").strip(" =\t\r")
     local = target.upper() == "LOCAL"
     return _Header(
@@ -119,6 +129,15 @@ def _metaimage_header(start: bytes, path: Path) -> _Header:
         len(before) + len(found) + len(last_line) + 1 if local else 0,
         fields.get("compresseddata", "false").lower() == "true",
     )
+
+
+def _are_sound(numbers: str, *, positive: bool) -> bool:
+    """Whether a header's numbers are finite: SimpleITK reads others as 0, and a negative spacing as a flip."""
+    try:
+        values = [float(number) for number in numbers.split()]
+    except ValueError:
+        return False
+    return all(isfinite(value) and (value > 0 or not positive) for value in values)
 
 
 def _fields(text: bytes, separator: str) -> dict[str, str]:

@@ -102,12 +102,19 @@ def _interpret(header: nib.Nifti1Header, name: str) -> _Header:
     return _Header(
         shape,
         affine,
-        header.get_data_dtype(),
+        _voxel_type(header, name),
         offset,
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
         warnings,
     )
+
+
+def _voxel_type(header: nib.Nifti1Header, name: str) -> np.dtype[np.generic]:
+    try:
+        return header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise DataError(f"{name}: unknown voxel type {int(header['datatype'])}; export the scan again") from error
 
 
 def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
