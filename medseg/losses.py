@@ -58,8 +58,8 @@ class DiceCrossEntropy(nn.Module):
         """Loss of `logits` `(B, C, *spatial)`, or a list of them, beside the integer `label` `(B, 1, *spatial)`.
 
         Raises:
-            ValueError: if the label is not integer or not one channel on the grid of the (first) logits, or the class
-                weights are not one a class.
+            ValueError: if the label is not integer or not one channel on the grid of the (first) logits, there is only
+                one class, or the class weights are not one a class.
         """
         heads = [logits] if isinstance(logits, Tensor) else list(logits)
         check_shapes(heads[0], label, self.class_weights)
@@ -155,5 +155,7 @@ def check_shapes(logits: Tensor, label: Tensor, weights: Tensor | None) -> None:
         )
     if label.is_floating_point():
         raise ValueError(f"label is {label.dtype}; give integers, one class number a voxel")
+    if classes < 2:
+        raise ValueError("logits have 1 class; softmax needs 2 or more, background included")
     if weights is not None and len(weights) != classes:
         raise ConfigError(f"class_weights has {len(weights)} entries for {classes} classes; give one a class")

@@ -1,7 +1,7 @@
 """Parts that networks share: the one table from `spatial_dims` to layers, norms safe on one voxel, blocks, resizing."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from medseg.errors import ConfigError
 
 NormName = Literal["instance", "batch"]
 ActivationName = Literal["relu", "leaky_relu"]
+PerLevel = int | Sequence[int | Sequence[int]]  # one number, or one a level; that again one number, or one an axis
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONV: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
@@ -92,7 +96,7 @@ def conv_norm(
     padding = tuple(size // 2 for size in kernel)
     conv = CONV[spatial_dims](in_channels, out_channels, kernel, step, padding, bias=False)  # type: ignore[arg-type]
     drop = [DROPOUT[spatial_dims](dropout)] if dropout else []
-    return nn.Sequential(conv, *drop, NORM[norm](out_channels))
+    return nn.Sequential(conv, *drop, choose(NORM, "norm", norm)(out_channels))
 
 
 def conv_norm_act(
@@ -116,7 +120,7 @@ def conv_norm_act(
         norm=norm,
         dropout=dropout,
     )
-    return block.append(ACTIVATION[activation](inplace=True))
+    return block.append(choose(ACTIVATION, "activation", activation)(inplace=True))
 
 
 class ResidualBlock(nn.Module):
@@ -187,3 +191,26 @@ def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     if len(sizes) != spatial_dims:
         raise ConfigError(f"got {list(sizes)} for {spatial_dims} axes; give one number, or one for each axis")
     return sizes
+
+
+def per_level(name: str, value: PerLevel, levels: int, spatial_dims: int) -> list[tuple[int, ...]]:
+    """One number a level and axis, from one number or a list with an entry a level.
+
+    Raises:
+        ConfigError: if there are not `levels` entries, or one does not have `spatial_dims`.
+    """
+    entries = [value] * levels if isinstance(value, int) else list(value)
+    if len(entries) != levels:
+        raise ConfigError(f"{name} has {len(entries)} entries; give {levels}, or one number for all")
+    return [per_axis(entry, spatial_dims) for entry in entries]
+
+
+def choose(table: Mapping[Key, Value], name: str, key: Key) -> Value:
+    """The entry of `table` that the setting `name` asks for.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if key not in table:
+        raise ConfigError(f"{name} is {key!r}; use {' or '.join(repr(known) for known in table)}")
+    return table[key]

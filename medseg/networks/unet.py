@@ -19,15 +19,16 @@ from medseg.networks.blocks import (
     TRANSPOSED_CONV,
     ActivationName,
     NormName,
+    PerLevel,
     ResidualBlock,
+    choose,
     conv_norm_act,
     crop_like,
-    per_axis,
+    per_level,
     resize_like,
 )
 
 Upsampling = Literal["interpolate", "transposed"]
-PerLevel = int | Sequence[int | Sequence[int]]
 
 
 class UNet(nn.Module):
@@ -75,14 +76,13 @@ class UNet(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in CONV:
-            raise ConfigError(f"UNet: spatial_dims is {spatial_dims}; use 2 or 3")
+        conv = choose(CONV, "spatial_dims", spatial_dims)
         if len(widths) < 2 or blocks_per_level < 1:
             raise ConfigError(
                 f"UNet: got {len(widths)} widths and {blocks_per_level} blocks_per_level; use at least 2 and 1"
             )
-        steps = per_level(strides, len(widths) - 1, spatial_dims, name="strides")
-        kernels = per_level(kernel_sizes, len(widths), spatial_dims, name="kernel_sizes")
+        steps = per_level("strides", strides, len(widths) - 1, spatial_dims)
+        kernels = per_level("kernel_sizes", kernel_sizes, len(widths), spatial_dims)
         if any(size % 2 == 0 for kernel in kernels for size in kernel):
             raise ConfigError(f"UNet: kernel_sizes are {kernels}; use odd ones, even ones shift the grid")
         block = ResidualBlock if residual else conv_norm_act
@@ -95,11 +95,9 @@ class UNet(nn.Module):
         self.decoder = UNetDecoder(
             stage, spatial_dims, widths, strides=steps, kernel_sizes=kernels, upsampling=upsampling
         )
-        self.head = CONV[spatial_dims](widths[0], out_channels, kernel_size=1)
+        self.head = conv(widths[0], out_channels, kernel_size=1)
         extra_widths = widths[1:-1] if deep_supervision else ()
-        self.extra_heads = nn.ModuleList(
-            CONV[spatial_dims](width, out_channels, kernel_size=1) for width in extra_widths
-        )
+        self.extra_heads = nn.ModuleList(conv(width, out_channels, kernel_size=1) for width in extra_widths)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial)`, or a list of logits while training."""
@@ -154,7 +152,7 @@ class UNetDecoder(nn.Module):
         upsampling: Upsampling,
     ) -> None:
         super().__init__()
-        climb = {"interpolate": Interpolation, "transposed": TransposedConv}[upsampling]
+        climb = choose(UPSAMPLING, "upsampling", upsampling)
         self.climbs = nn.ModuleList(
             climb(spatial_dims, deep, shallow, stride)
             for (shallow, deep), stride in zip(pairwise(widths), strides, strict=True)
@@ -198,6 +196,12 @@ class TransposedConv(nn.Module):
         return crop_like(self.conv(features), skip)
 
 
+UPSAMPLING: dict[str, type[Interpolation] | type[TransposedConv]] = {
+    "interpolate": Interpolation,
+    "transposed": TransposedConv,
+}
+
+
 def repeated(
     block: Callable[..., nn.Module],
     count: int,
@@ -210,17 +214,3 @@ def repeated(
     """`count` blocks in a row; the first one changes the width and the grid."""
     first = block(in_channels, out_channels, kernel_size=kernel_size, stride=stride)
     return nn.Sequential(first, *(block(out_channels, out_channels, kernel_size=kernel_size) for _ in range(count - 1)))
-
-
-def per_level(value: PerLevel, levels: int, spatial_dims: int, *, name: str) -> list[tuple[int, ...]]:
-    """One tuple of `spatial_dims` numbers a level, from one number or a list of numbers or lists.
-
-    Raises:
-        ConfigError: if there are not `levels` entries, or one does not fit `spatial_dims`.
-    """
-    entries = [value] * levels if isinstance(value, int) else list(value)
-    if len(entries) != levels:
-        raise ConfigError(
-            f"UNet: {name} has {len(entries)} entries for {levels} levels or steps; give one each, or one number"
-        )
-    return [per_axis(entry, spatial_dims) for entry in entries]
