@@ -84,7 +84,7 @@ def _is_within(id: str, container: str) -> bool:
 
 
 def _hint(name: str, candidates: Collection[str]) -> str:
-    close = get_close_matches(name, candidates, n=1)
+    close = get_close_matches(name, candidates, n=1, cutoff=0.7)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
@@ -106,8 +106,8 @@ def _unused_names(
     used = [id for id in names if is_used(id)]
     for id in names:
         if id not in used:
-            shown = f"--{id}" if id in asked else id
-            yield f"{shown}: nothing in the recipe uses this name{_hint(id, [*used, *RUN_OPTIONS])}"
+            shown, options = (f"--{id}", RUN_OPTIONS) if id in asked else (id, ())
+            yield f"{shown}: nothing in the recipe uses this name{_hint(id, [*used, *options])}"
 
 
 def _dangling(parser: ConfigParser, recipe: Mapping[str, Any], references: list[tuple[str, str]]) -> Iterator[str]:
@@ -152,9 +152,10 @@ def _neighbors(parser: ConfigParser, target: str) -> list[str]:
     if not module:
         return list(parser.locator._components_table or ())
     try:
-        return [f"{module}.{name}" for name in dir(import_module(module)) if not name.startswith("_")]
+        names = vars(import_module(module))
     except ImportError:
         return []
+    return [f"{module}.{name}" for name, content in names.items() if callable(content) and not name.startswith("_")]
 
 
 def _parameters(component: Any) -> list[str] | None:
