@@ -5,6 +5,7 @@ What is heavy (torch, NumPy, rich) is imported by the command that needs it, so 
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,6 +158,7 @@ def ui(
     """
     from medseg.tracking import serve_ui
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that ending this ends the server too
     raise typer.Exit(serve_ui(runs, port=port, open_browser=browser, on_ready=_say))
 
 

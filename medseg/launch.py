@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,17 @@ def train(arguments: Sequence[str]) -> int:
     """
     environment = {"MEDSEG_ONE_LINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     training = subprocess.Popen([sys.executable, *arguments], env=environment | dict(os.environ))
+    signal.signal(signal.SIGTERM, partial(_pass_on, training))
     while True:
         try:
             code = training.wait()
         except KeyboardInterrupt:
             continue
         return code if code >= 0 else 128 - code  # ended by a signal: as shells tell it
+
+
+def _pass_on(training: subprocess.Popen[bytes], _signal: int, _frame: object) -> None:
+    training.terminate()
 
 
 def _holds_code(value: Any) -> bool:
