@@ -9,6 +9,7 @@ import pytest
 
 from medseg.errors import DataError
 from medseg.reading import read_grid, read_scan
+from medseg.reading.scan import damaged
 
 AFFINE = np.array([[-0.75, 0.0, 0.0, 33.25], [0.0, 0.0, 2.5, -10.5], [0.0, 1.5, 0.0, 7.0], [0, 0, 0, 1]])
 SHAPE = (5, 7, 4)
@@ -132,6 +133,14 @@ def test_qform_holds_where_there_is_no_sform(tmp_path):
     image.set_sform(None, code=0)
     nib.save(image, tmp_path / "scan.nii")
     assert np.allclose(read_scan(tmp_path / "scan.nii").affine, AFFINE, atol=1e-5)
+
+
+def test_handedness_that_is_not_said_is_right_handed_as_the_standard_has_it(tmp_path):
+    image = nib.Nifti1Image(VOXELS, None)
+    image.set_qform(np.diag([2.0, 3.0, 4.0, 1.0]), code=1)
+    nib.save(image, tmp_path / "scan.nii")
+    patch(tmp_path / "scan.nii", (PIXDIM, "f", 0.0))
+    assert np.allclose(read_scan(tmp_path / "scan.nii").affine, np.diag([2.0, 3.0, 4.0, 1.0]))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.001, 0.01, 0.6, 0.97])
@@ -305,8 +314,11 @@ def test_grid_of_an_empty_gzip_file_is_refused(tmp_path):
 
 
 def test_message_has_no_folder_name(tmp_path):
-    path = save(tmp_path / "scan.nii")
-    path.write_bytes(b"")
-    with pytest.raises(DataError) as refusal:
-        read_scan(path)
-    assert tmp_path.name not in str(refusal.value)
+    path = tmp_path / "scan.nii"
+    told = RuntimeError(f"ITK ERROR at\nReason: cannot open {path}.")
+    assert str(damaged(path, told)) == (
+        "scan.nii: damaged or cut short (cannot open scan.nii); copy or export it again"
+    )
+    told = PermissionError(13, "Permission denied", str(path))
+    assert "(Permission denied)" in str(damaged(path, told))
+    assert "(EOFError)" in str(damaged(path, EOFError()))
