@@ -75,6 +75,7 @@ class KeepLargest:
         self.values = tuple(values)
 
     def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Label map `(X, Y, Z)` -> label map of the same shape."""
         pieces = connected_lesions(np.isin(label, self.values))
         return np.where(pieces > 1, np.uint8(0), label)
 
@@ -92,6 +93,7 @@ class RemoveSmall:
         self.value, self.below_ml, self.becomes = value, below_ml, becomes
 
     def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Label map `(X, Y, Z)` -> label map of the same shape."""
         pieces = connected_lesions(label == self.value)
         volumes_ml = np.bincount(pieces.ravel()) * voxel_volume_ml(affine)
         small = volumes_ml < self.below_ml

@@ -1,8 +1,8 @@
 """From a scan to the network's grid: orientation, resampling, intensity. Pure steps, without MONAI.
 
-The working grid is RAS: axes run to the patient's right, front and head as nearly as the scan's own axes allow, with the
-recipe's spacing. Its first voxel is the scan's own corner voxel, as in MONAI's `Spacingd`; an oblique scan keeps its
-tilt, so every step works along one axis at a time and nothing is interpolated twice.
+The working grid is RAS: axes run to the patient's right, front and head as nearly as the scan's own axes allow, with
+the recipe's spacing. Its first voxel is the scan's own corner voxel, as in MONAI's `Spacingd`; an oblique scan keeps
+its tilt, so every step works along one axis at a time and nothing is interpolated twice.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,7 @@ class Window:
         self.low_hu, self.high_hu = low_hu, high_hu
 
     def __call__(self, image: Tensor) -> Tensor:
+        """HU of any shape -> the same shape, in `[0, 1]`."""
         return (image.clamp(self.low_hu, self.high_hu) - self.low_hu) / (self.high_hu - self.low_hu)
 
 
@@ -44,6 +45,7 @@ class ZScore:
     """Subtract the mean and divide by the standard deviation of the whole image (MR has no unit); any shape."""
 
     def __call__(self, image: Tensor) -> Tensor:
+        """Intensities of any shape -> the same shape, mean 0 and deviation 1; a flat image becomes 0."""
         deviation, mean = torch.std_mean(image, correction=0)
         return (image - mean) / deviation.clamp(min=1e-6)
 

@@ -57,5 +57,7 @@ class FolderInference:
         failed = [row for row in rows if row["status"] != "done"]
         for row in failed:
             logger.error("%s failed: %s", row["case_id"], row["message"])
-        logger.info("%d of %d cases done; report: %s", len(rows) - len(failed), len(rows), self.output_dir / "report.csv")
+        logger.info(
+            "%d of %d cases done; report: %s", len(rows) - len(failed), len(rows), self.output_dir / "report.csv"
+        )
         return rows

@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +89,7 @@ class WarmupCosine:
         self.steps, self.warmup_steps = steps, warmup_steps
 
     def __call__(self, step: int) -> float:
+        """Optimizer step, from 0 -> factor in `[0, 1]`."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -160,9 +160,7 @@ class KeepBest:
             self.experiment.log_metrics({f"best_{engine.state.key_metric_name}": score}, step=epoch)
         state = {name: part.state_dict() for name, part in self.trainer_state.items()}
         with aside(self.experiment.folder / "checkpoint.pt") as path:
-            torch.save(
-                {"epoch": epoch, "best": self.best, "network": self.network.state_dict(), **state}, path
-            )
+            torch.save({"epoch": epoch, "best": self.best, "network": self.network.state_dict(), **state}, path)
 
 
 def train(experiment: Experiment, trainer: SupervisedTrainer, test: SupervisedEvaluator, network: nn.Module) -> None:

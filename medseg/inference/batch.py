@@ -80,17 +80,13 @@ def predict_folder(
     return rows
 
 
-def _segment(
-    sample: Sample, out: Path, bundle: Bundle, predictor: Predictor
-) -> tuple[Row, list[Row], tuple[str, ...]]:
+def _segment(sample: Sample, out: Path, bundle: Bundle, predictor: Predictor) -> tuple[Row, list[Row], tuple[str, ...]]:
     scans = read_channels(sample["image"], bundle.channels)
     label = predictor(scans)
     target = out / f"{sample['case_id']}_seg.nii.gz"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_nifti(label, scans[0].affine, target)
-    measured, lesions = measure(
-        label, scans[0].affine, regions=bundle.regions, lesion_region=bundle.lesion_region
-    )
+    measured, lesions = measure(label, scans[0].affine, regions=bundle.regions, lesion_region=bundle.lesion_region)
     return measured, lesions, tuple(warning for scan in scans for warning in scan.warnings)
 
 

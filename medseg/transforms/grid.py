@@ -27,6 +27,7 @@ class ScanToGridd(Transform):
         self.scan_to_grid, self.label_on = scan_to_grid, label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Sample with scans -> sample with tensors and the `grid` between them."""
         image, grid = self.scan_to_grid(data["image"])
         sample = {**data, "image": MetaTensor(image, affine=torch.from_numpy(grid.affine)), "grid": grid}
         if "label" in data:
@@ -52,9 +53,8 @@ class PadToPatchd(Transform):
         self.patch_size, self.ignore_label = tuple(patch_size), ignore_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        missing = [
-            max(0, wanted - size) for wanted, size in zip(self.patch_size, data["image"].shape[1:], strict=True)
-        ]
+        """Sample with `(C, *spatial)` tensors -> sample that is at least `patch_size`; the input stays as it is."""
+        missing = [max(0, wanted - size) for wanted, size in zip(self.patch_size, data["image"].shape[1:], strict=True)]
         if not any(missing):
             return dict(data)
         margins = [side for n in reversed(missing) for side in (n // 2, n - n // 2)]
@@ -73,6 +73,7 @@ class LogitsToLabeld(Transform):
         self.cleanup = tuple(cleanup)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Sample with logits and `grid` -> sample with labels."""
         grid = data["grid"]
         label = logits_to_label(torch.as_tensor(data["pred"])[0], grid)
         for rule in self.cleanup:

@@ -59,9 +59,7 @@ def training_patches(
             ReadCased(channels, labels, ignore_label),
             ScanToGridd(scan_to_grid),
             PadToPatchd(volume_patch, ignore_label),
-            ClassesToIndicesd(
-                "label", num_classes=len(class_ratios), max_samples_per_class=COORDINATES_PER_CLASS
-            ),
+            ClassesToIndicesd("label", num_classes=len(class_ratios), max_samples_per_class=COORDINATES_PER_CLASS),
             SelectItemsd((*keys, "label_cls_indices")),
             RandCropByLabelClassesd(
                 keys,

@@ -20,9 +20,7 @@ class ReadCased(Transform):
         ignore_label: a further value that marks voxels nobody annotated.
     """
 
-    def __init__(
-        self, channels: Sequence[str], labels: Mapping[str, int], ignore_label: int
-    ) -> None:
+    def __init__(self, channels: Sequence[str], labels: Mapping[str, int], ignore_label: int) -> None:
         self.channels = tuple(channels)
         self.allowed = {*labels.values(), ignore_label}
 

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+
+from medseg.postprocessing import KeepLargest, RemoveSmall, logits_to_label, winning_class
+from medseg.preprocessing import Grid, ScanToGrid, to_working_axes
+
+
+def grid_of(shape: tuple[int, int, int], affine: np.ndarray, spacing_mm: tuple[float, float, float]) -> Grid:
+    return ScanToGrid(spacing_mm=spacing_mm, intensity=torch.abs).grid(shape, affine)
+
+
+def test_the_winner_of_interpolated_logits_is_independent_of_how_it_is_found() -> None:
+    affine = np.array([[0, 0, -2.7, 30], [1.1, 0, 0, -8], [0, 0.8, 0, 4], [0, 0, 0, 1.0]])
+    grid = grid_of((11, 17, 9), affine, (1.7, 1.4, 1.9))
+    logits = torch.randn(4, *grid.shape, dtype=torch.float64).float()
+    size = grid.turned_shape
+    position = np.meshgrid(*(np.arange(n) / s for n, s in zip(size, grid.scale, strict=True)), indexing="ij")
+    full = np.stack([map_coordinates(c.double().numpy(), position, order=1, mode="nearest") for c in logits])
+    label = logits_to_label(logits, grid)
+    assert label.shape == (11, 17, 9)
+    assert label.dtype == np.uint8
+    assert np.mean(to_working_axes(label, grid) == full.argmax(axis=0)) > 0.999  # float32 ties aside
+
+
+def test_slabs_give_what_one_pass_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = grid_of((11, 17, 9), np.diag([-1.0, 2.0, 3.0, 1.0]), (1.5, 1.5, 1.5))
+    logits = torch.randn(3, *grid.shape)
+    whole = logits_to_label(logits, grid)
+    monkeypatch.setattr("medseg.postprocessing.SLAB_VOXELS", 11 * 17 * 2)
+    assert np.array_equal(logits_to_label(logits, grid), whole)
+
+
+def test_ties_go_to_the_lower_class() -> None:
+    channels = torch.tensor([[1.0, 2.0, 0.0], [1.0, 3.0, 0.0], [0.0, 3.0, 0.0]])
+    assert winning_class(channels).tolist() == [0, 1, 0]
+
+
+def test_only_the_largest_piece_of_a_region_stays() -> None:
+    label = np.zeros((9, 8, 7), np.uint8)
+    label[1:4, 1:4, 1:4] = 1
+    label[2, 2, 2] = 2  # a tumor inside the large piece stays
+    label[7:9, 6:8, 5:7] = 1
+    label[8, 7, 6] = 2
+    before = label.copy()
+    kept = KeepLargest([1, 2])(label, np.eye(4))
+    assert np.array_equal(kept[:6], label[:6])
+    assert not kept[6:].any()
+    assert np.array_equal(label, before)
+
+
+def test_an_empty_label_has_no_largest_piece() -> None:
+    assert not KeepLargest([1])(np.zeros((3, 4, 5), np.uint8), np.eye(4)).any()
+
+
+def test_a_small_lesion_becomes_what_surrounds_it() -> None:
+    label = np.ones((9, 8, 7), np.uint8)
+    label[1:3, 1:3, 1:3] = 2  # 8 voxels of 0.012 mL = 0.096 mL
+    label[6, 6, 5] = 2  # 0.012 mL
+    cleaned = RemoveSmall(2, 0.05, becomes=1)(label, np.diag([2.0, 2.0, 3.0, 1.0]))
+    assert np.count_nonzero(cleaned == 2) == 8
+    assert cleaned[6, 6, 5] == 1
