@@ -102,7 +102,7 @@ class SlidingWindow:
             raise ValueError(
                 f"the network answered {list(logits.shape)} to a window {list(crops.shape)}; the grids must be equal"
             )
-        return logits.float()
+        return logits
 
 
 class SliceBySlice:

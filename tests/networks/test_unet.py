@@ -131,6 +131,14 @@ def test_deep_supervision_adds_heads_only_while_training(spatial_dims, upsamplin
     torch.testing.assert_close(logits, main)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_dropout_acts_only_while_training(residual):
+    network = UNet(3, 1, 2, widths=(8, 8), residual=residual, dropout=0.5)
+    image = torch.randn(1, 1, 9, 8, 7)
+    assert not torch.allclose(network.train()(image), network(image))
+    assert torch.equal(network.eval()(image), network(image))
+
+
 def test_each_level_divides_the_grid_by_its_stride_rounding_up():
     network = UNet(3, 1, 2, widths=(4, 6, 8), strides=[[2, 2, 1], [3, 2, 2]])
     pyramid = network.encoder(torch.randn(1, 1, *SIZE))
