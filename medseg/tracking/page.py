@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from medseg.errors import ConfigError
-from medseg.tracking.store import connect, is_server, store_uri, without_password
+from medseg.tracking.store import is_server, prepare, store_uri, without_password
 
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}  # fewer processes
 FIRST_PAGE = "#/experiments?workflowType=machine_learning"  # MLflow would start with its pages for chat models
@@ -44,7 +44,7 @@ def serve_ui(
         raise ConfigError(f"MLFLOW_TRACKING_URI is {without_password(uri)}: open that page, or unset it")
     if uri.endswith("/mlflow.db") and not (runs_dir / "mlflow.db").exists():
         raise ConfigError(f"no runs recorded in {runs_dir} (mlflow.db is missing): train first, or give --runs")
-    connect(uri)
+    prepare()
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ConfigError(f"port {port} is taken: give another --port, or open http://127.0.0.1:{port}")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psutil
 
 from medseg.errors import ConfigError
-from medseg.tracking.store import connect, failures, first_line, is_server, store_uri, without_password
+from medseg.tracking.store import alone, failures, first_line, is_server, prepare, store_uri, without_password
 from medseg.tracking.surroundings import device_name, git_tags, versions
 from medseg.tracking.wording import MAX_VALUE, flatten, without_folders
 from medseg.writing import aside
@@ -50,11 +50,15 @@ def start_run(
     runs_dir = runs_dir.resolve()
     runs_dir.mkdir(parents=True, exist_ok=True)
     uri = store_uri(runs_dir)
-    client = connect(uri)
+    prepare()
+    from mlflow import MlflowClient
+
     folder = _new_folder(runs_dir, name or experiment)
     own_tags = {"mlflow.user": "", "mlflow.source.name": experiment, "mlflow.source.type": "LOCAL"}
     try:
-        experiment_id = _experiment_id(client, experiment, None if is_server(uri) else runs_dir / "mlartifacts")
+        with alone(runs_dir):
+            client = MlflowClient(uri)
+            experiment_id = _experiment_id(client, experiment, None if is_server(uri) else runs_dir / "mlartifacts")
         run = client.create_run(experiment_id, tags=own_tags | dict(tags or {}), run_name=folder.name)
     except failures() as error:
         folder.rmdir()
@@ -185,17 +189,9 @@ class Run:
 
 
 def _experiment_id(client: Any, name: str, artifacts: Path | None) -> str:
-    from mlflow.exceptions import MlflowException
-
     found = client.get_experiment_by_name(name)
     if found is None:
-        try:
-            location = artifacts.as_uri() if artifacts else None
-            return client.create_experiment(name, artifact_location=location)
-        except MlflowException:  # another run made it meanwhile
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
+        return client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id

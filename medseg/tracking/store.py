@@ -3,8 +3,10 @@
 import logging
 import os
 import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from medseg.errors import ConfigError
 from medseg.tracking.wording import without_folders
@@ -27,8 +29,19 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http:", "https:", "databricks"))
 
 
-def connect(uri: str) -> Any:
-    """MLflow's client of a store, with telemetry off.
+@contextmanager
+def alone(runs_dir: Path) -> Iterator[None]:
+    """Hold others off the store of `runs_dir`: MLflow breaks when two processes make it at the same time.
+
+    The lock is SQLite's, on a file of its own: it works on every system, and ends with the process.
+    """
+    with closing(sqlite3.connect(runs_dir / ".mlflow.lock", timeout=300, isolation_level=None)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+def prepare() -> None:
+    """Set MLflow up for this process: telemetry off, no minutes of waiting, no page of lines when a store is made.
 
     Raises:
         ConfigError: if MLflow is not installed.
@@ -36,26 +49,27 @@ def connect(uri: str) -> Any:
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     try:
-        from mlflow import MlflowClient
+        import mlflow  # noqa: F401
     except ImportError as error:
         raise ConfigError("MLflow, which records runs, is not installed: pip install 'medseg[train]'") from error
-    for noisy in ("alembic", "mlflow.store.db.utils"):  # a page of lines when the store is made
+    for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    return MlflowClient(uri)
 
 
 def failures() -> tuple[type[Exception], ...]:
     """What a store that cannot be reached or written raises; no connection and no disk space are OSErrors."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow's own store lets some through
 
-    return MlflowException, OSError
+    return MlflowException, SQLAlchemyError, sqlite3.Error, OSError
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error's message, without folders."""
-    return str(without_folders(next(iter(str(error).splitlines()), type(error).__name__)))
+    """First line of an error's message, without folders and passwords."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return str(without_folders(without_password(line)))[:300]
 
 
-def without_password(uri: str) -> str:
-    """Address of a store, fit for a message."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def without_password(text: str) -> str:
+    """Text whose addresses are fit for a message."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
