@@ -70,7 +70,7 @@ class TrainingStep:
 def channels_last(network: nn.Module, device: torch.device, spatial_dims: int) -> nn.Module:
     """The network on its device, weights laid out as `TrainingStep` lays out images."""
     layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-    return network.to(device).to(memory_format=layout)
+    return network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup_steps: int) -> LambdaLR:
@@ -126,7 +126,7 @@ class FollowTraining:
         self.experiment.log_metrics(
             {
                 "train_loss": loss,
-                "learning_rate": self.scheduler.get_last_lr()[0],
+                "learning_rate": float(self.scheduler.get_last_lr()[0]),
                 "patches_per_second": patches / seconds,
             },
             step=epoch,

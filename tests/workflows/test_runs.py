@@ -1,0 +1,213 @@
+"""The recipe's run ids, end to end on a small phantom."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from monai.bundle import ConfigWorkflow
+
+from medseg.bundle import open_bundle
+from medseg.data import PHANTOM_NOTICE, find_cases, make_phantom
+
+CHECKOUT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a training started as a user starts it."""
+    runs = tmp_path_factory.mktemp("runs")
+    files = f"['configs/unet_liver.json','{tiny_overlay}']"
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", files]
+    done = subprocess.run(
+        [*command, "--dataset_dir", str(phantom), "--output_dir", str(runs)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "held_out, 2 cases: Dice liver" in done.stdout
+    assert PHANTOM_NOTICE in done.stdout
+    (folder,) = (path.parent for path in runs.glob("*/run.json"))
+    return folder
+
+
+def test_a_training_leaves_a_whole_bundle_pictures_tables_and_a_finished_run(trained: Path) -> None:
+    bundle = open_bundle(trained)
+    assert bundle.synthetic
+    assert bundle.recipe["spacing_mm"] == [8.0, 8.0, 12.0]
+    assert bundle.network()(torch.zeros(1, 1, 16, 16, 8)).shape == (1, 3, 16, 16, 8)
+    assert sorted(path.name for path in (trained / "pictures").iterdir()) == ["held_out_best.png", "held_out_worst.png"]
+
+    client = MlflowClient(f"sqlite:///{trained.parent / 'mlflow.db'}")
+    run = client.get_run(json.loads((trained / "run.json").read_text())["run_id"])
+    assert run.info.status == "FINISHED"
+    loss = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [point.step for point in loss] == [1, 2]
+    assert all(math.isfinite(point.value) for point in loss)
+    assert {"validation_liver_dice", "validation_mean_dice", "learning_rate", "patches_per_second"} <= set(
+        run.data.metrics
+    )
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert {"validation_cases.csv", "held_out_cases.csv", "pictures", "recipe.json"} <= artifacts
+
+
+def test_the_best_model_is_the_one_that_validation_found_best(trained: Path) -> None:
+    client = MlflowClient(f"sqlite:///{trained.parent / 'mlflow.db'}")
+    run_id = json.loads((trained / "run.json").read_text())["run_id"]
+    scores = [point.value for point in client.get_metric_history(run_id, "validation_mean_dice")]
+    best = client.get_metric_history(run_id, "best_mean_dice")[-1].value
+    assert best == max(scores)
+
+
+def test_inference_and_the_command_write_equal_bytes(
+    trained: Path, phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    scans = phantom / "imagesTs"
+    masks = tmp_path / "masks"
+    workflow_overrides = {"model": str(trained), "scans_dir": str(scans), "masks_dir": str(masks), "device": "cpu"}
+    from monai.bundle import run
+
+    run("inference", config_file="configs/unet_liver.json", logging_file=False, **workflow_overrides)
+    command = [sys.executable, "-m", "medseg.cli", "predict", str(scans), str(tmp_path / "out")]
+    subprocess.run([*command, "--model", str(trained), "--device", "cpu"], check=True, capture_output=True)
+    names = sorted(path.name for path in masks.glob("*_seg.nii.gz"))
+    assert len(names) == 2
+    for name in names:
+        assert (masks / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+        scan = nib.load(scans / name.replace("_seg", ""))
+        mask = nib.load(masks / name)
+        assert mask.shape == scan.shape
+        assert np.allclose(mask.affine, scan.affine, atol=1e-4)
+
+
+def test_evaluation_finds_what_the_training_found_on_the_held_out_cases(
+    trained: Path, phantom: Path, bundle_run: Callable[..., Path]
+) -> None:
+    folder = bundle_run("evaluation", dataset_dir=str(phantom), model=str(trained), device="cpu")
+    tables = []
+    for run in (trained, folder):
+        client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+        run_id = json.loads((run / "run.json").read_text())["run_id"]
+        path = client.download_artifacts(run_id, "held_out_cases.csv")
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    assert [row["case_id"] for row in tables[0]] == [row["case_id"] for row in tables[1]]
+    for before, after in zip(*tables, strict=True):
+        assert float(before["liver_dice"]) == pytest.approx(float(after["liver_dice"]), abs=1e-6)
+
+
+def test_the_recipe_has_all_properties_that_monai_checks(
+    phantom: Path, trained: Path, in_checkout: None, tmp_path: Path
+) -> None:
+    for workflow_type in ("train", "infer"):
+        workflow = ConfigWorkflow(
+            "configs/unet_liver.json",
+            workflow_type=workflow_type,
+            logging_file=False,
+            run_id="training",
+            dataset_dir=str(phantom),
+            scans_dir=str(phantom / "imagesTs"),
+            model=str(trained),
+            output_dir=str(tmp_path),
+            cache_rate=0.0,
+            num_workers=0,
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+
+def test_slices_train_and_predict(phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = bundle_run(
+        "training", "configs/slices_2d.json", dataset_dir=str(phantom), patch_size=[32, 32], max_epochs=1, device="cpu"
+    )
+    bundle = open_bundle(folder)
+    assert bundle.recipe["spatial_dims"] == 2
+    command = [sys.executable, "-m", "medseg.cli", "predict", str(phantom / "imagesTs"), str(tmp_path / "out")]
+    subprocess.run([*command, "--model", str(folder), "--device", "cpu"], check=True, capture_output=True)
+    assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2
+
+
+def test_two_phases_on_grids_of_their_own_train_and_predict(bundle_run: Callable[..., Path], tmp_path: Path) -> None:
+    phantom = make_phantom(tmp_path / "two", cases=6, shape=(40, 36, 20), seed=3, phases=2)
+    folder = bundle_run(
+        "training", dataset_dir=str(phantom), channels=["portal", "arterial"], in_channels=2, max_epochs=1, device="cpu"
+    )
+    command = [sys.executable, "-m", "medseg.cli", "predict", str(phantom / "imagesTs"), str(tmp_path / "out")]
+    subprocess.run([*command, "--model", str(folder), "--device", "cpu"], check=True, capture_output=True)
+    masks = sorted((tmp_path / "out").glob("*_seg.nii.gz"))
+    assert masks
+    for path in masks:
+        first_phase = nib.load(phantom / "imagesTs" / path.name.replace("_seg", "_0000"))
+        assert nib.load(path).shape == first_phase.shape
+        assert np.allclose(nib.load(path).affine, first_phase.affine, atol=1e-4)
+
+
+def test_an_nnunet_copy_of_the_phantom_gives_the_same_cases_and_folds(phantom: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "Dataset001_Phantom"
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (copy / part).mkdir(parents=True)
+        for path in (phantom / part).iterdir():
+            name = path.name if part.startswith("labels") else path.name.replace(".nii.gz", "_0000.nii.gz")
+            shutil.copy(path, copy / part / name)
+    labels = {"background": 0, "liver": 1, "tumor": 2}
+    about = {"channel_names": {"0": "ct"}, "labels": labels, "numTraining": 6, "file_ending": ".nii.gz"}
+    (copy / "dataset.json").write_text(json.dumps(about))
+    for fold in range(3):
+        msd, nnunet = (find_cases(root, channels=["ct"], fold=fold, folds=3, seed=1) for root in (phantom, copy))
+        for split in ("training", "validation", "test"):
+            ids = [[sample["case_id"] for sample in getattr(cases, split)] for cases in (msd, nnunet)]
+            assert ids[0] == ids[1]
+            assert ids[0]
+
+
+def test_a_failed_training_is_failed_in_mlflow(phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        bundle_run("training", dataset_dir=str(phantom), learning_rate=1e30, precision="float32", device="cpu")
+    runs = tmp_path / "runs"
+    (folder,) = (path.parent for path in runs.glob("*/run.json"))
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    run = client.get_run(json.loads((folder / "run.json").read_text())["run_id"])
+    assert run.info.status == "FAILED"
+    assert "lower `learning_rate`" in (folder / "error.txt").read_text()
+
+
+def test_training_and_prediction_work_with_spawned_workers(phantom: Path, tiny_overlay: Path, tmp_path: Path) -> None:
+    """macOS and Windows start workers by `spawn`: everything a data set holds must travel."""
+    program = (
+        "import multiprocessing, sys\n"
+        "from monai.bundle import run\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    run('training', config_file=['configs/unet_liver.json', sys.argv[1]], dataset_dir=sys.argv[2],\n"
+        "        output_dir=sys.argv[3], num_workers=2, max_epochs=1, device='cpu')\n"
+        "    run('inference', config_file='configs/unet_liver.json', scans_dir=sys.argv[2] + '/imagesTs',\n"
+        "        masks_dir=sys.argv[3] + '/masks', model=next(iter(__import__('pathlib').Path(sys.argv[3])\n"
+        "        .glob('*/bundle'))).as_posix(), device='cpu')\n"
+    )
+    script = tmp_path / "spawned.py"
+    script.write_text(program)
+    runs = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tiny_overlay), str(phantom), str(runs)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((runs / "masks").glob("*_seg.nii.gz"))) == 2
