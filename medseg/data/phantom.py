@@ -118,15 +118,15 @@ def _write_cases(
 ) -> None:
     held_out = max(1, cases // 4)
     names: dict[str, list[str]] = {"Tr": [], "Ts": []}
-    plan = [("Tr", 0, cases - held_out), ("Ts", 1, held_out)]
     done = 0
-    for split, stream, count in plan:
+    for split, stream, count in [("Tr", 0, cases - held_out), ("Ts", 1, held_out)]:
         for kind in ("images", "labels"):
             (folder / f"{kind}{split}").mkdir()
-        counts = _tumor_counts(np.random.default_rng((seed, stream)), count)
-        for index, tumors in enumerate(counts):
+        rng = np.random.default_rng((seed, stream))
+        plan = zip(_tumor_counts(rng, count), _liver_levels(rng, count), strict=True)
+        for index, (tumors, level) in enumerate(plan):
             name = f"phantom_{done:03d}"
-            case = phantom_case((seed, stream, index), shape=shape, phases=phases, tumors=tumors)
+            case = phantom_case((seed, stream, index), shape=shape, phases=phases, tumors=tumors, liver_level=level)
             for phase, (image, affine) in enumerate(zip(case.images, case.affines, strict=True)):
                 suffix = f"_{phase:04d}" if phases > 1 else ""
                 write_nifti(image, affine, folder / f"images{split}" / f"{name}{suffix}.nii.gz")
@@ -144,6 +144,12 @@ def _tumor_counts(rng: np.random.Generator, cases: int) -> list[int]:
     none = min(round(cases / 5), cases - 1)
     counts = [0] * none + [1 + (index * 5) % 6 for index in range(cases - none)]
     return [int(count) for count in rng.permutation(counts)]
+
+
+def _liver_levels(rng: np.random.Generator, cases: int) -> list[float]:
+    """Where in the range of liver HU each case lies, spread evenly: even six cases have fatty and healthy livers."""
+    levels = (np.arange(cases) + rng.uniform(size=cases)) / cases
+    return [float(level) for level in rng.permutation(levels)]
 
 
 def _common_description() -> dict[str, Any]:
@@ -189,6 +195,7 @@ def phantom_case(
     shape: tuple[int, int, int] = (112, 96, 56),
     phases: int = 1,
     tumors: int | None = None,
+    liver_level: float | None = None,
 ) -> PhantomCase:
     """One synthetic patient with one or two contrast phases.
 
@@ -198,6 +205,7 @@ def phantom_case(
             330 x 280 x 230 mm whatever the shape, so that fewer voxels are larger ones.
         phases: 1 (portal-venous) or 2 (arterial too, on a grid of other spacing).
         tumors: how many (0 to 6); drawn if None.
+        liver_level: 0 (fatty, dark liver) to 1 (the brightest one); drawn if None.
 
     Raises:
         DataError: if `phases` is neither 1 nor 2, or an edge of `shape` is under 16 voxels.
@@ -209,7 +217,9 @@ def phantom_case(
     rng = np.random.default_rng(seed)
     if tumors is None:
         tumors = int(rng.integers(0, 7))
-    patient = _draw_patient(rng)
+    if liver_level is None:
+        liver_level = rng.random()
+    patient = _draw_patient(rng, liver_level)
     pose = _draw_pose(rng)
     grids = [_draw_grid(rng, shape)]
     if phases == 2:
@@ -260,7 +270,7 @@ class _Grid:
 
 def _draw_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> _Grid:
     in_plane = rng.uniform(2.6, 3.2) * max(112 / shape[0], 96 / shape[1])
-    spacing = (in_plane, in_plane, rng.uniform(3.6, 4.8) * 56 / shape[2])
+    spacing = (in_plane, in_plane, rng.uniform(4.0, 5.0) * 56 / shape[2])
     return _Grid(shape, spacing, _centered(shape, spacing, rng.uniform(-6, 6, 3)))
 
 
@@ -370,7 +380,7 @@ def _lesion_parts(rng: np.random.Generator, center: Millimeters, radius: float, 
     shape: _Shape = _Shrunk(body, rng.uniform(0.0, 0.16) * radius)
     portal, arterial = rng.uniform(28, 46), rng.uniform(20, 45)
     if kind == "dark":
-        portal, arterial = -rng.uniform(28, 55), rng.uniform(-30, 25)
+        portal, arterial = max(-rng.uniform(28, 55), 28 - liver[0]), rng.uniform(-30, 25)  # brighter than a cyst
     inside = (liver[0] + portal, liver[1] + arterial)
     parts = [_Part(shape, inside, label=2, only_in=1, in_mm=True, texture=4)]
     if kind == "dark" and radius > 9 and rng.random() < 0.4:  # a rim that takes up contrast, or a dead core
@@ -501,7 +511,7 @@ def _paint(canvas: _Canvas, parts: Sequence[_Part], grid: _Grid, phase: int) -> 
 
 def _voxel_box(canvas: _Canvas, part: _Part) -> tuple[slice, ...]:
     low, high = part.shape.box()
-    margin = 5 + max(part.grow, 0) + (0 if part.in_mm else 14)  # 14 mm: as far as the warp reaches
+    margin = 5 + max(part.grow, 0) + (0 if part.in_mm else 17)  # 17 mm: as far as the warp reaches
     box = []
     for (body, plain), first, last in zip(canvas.reach, low, high, strict=True):
         axis = plain if part.in_mm else body
@@ -581,7 +591,7 @@ class _Blend:
 
     def box(self) -> tuple[Millimeters, Millimeters]:
         boxes = np.array([shape.box() for shape in self.shapes])
-        return tuple(boxes[:, 0].min(axis=0)), tuple(boxes[:, 1].max(axis=0))
+        return tuple(boxes[:, 0].min(axis=0) - self.width / 2), tuple(boxes[:, 1].max(axis=0) + self.width / 2)
 
 
 @dataclass(frozen=True)
@@ -615,7 +625,7 @@ class _Rough:
 
     def box(self) -> tuple[Millimeters, Millimeters]:
         low, high = np.array(self.shape.box())
-        return tuple(low - 2 * self.amount), tuple(high + 2 * self.amount)
+        return tuple(low - 3.5 * self.amount), tuple(high + 3.5 * self.amount)
 
 
 @dataclass(frozen=True)
@@ -684,13 +694,18 @@ class _Draw:
         a, b, c = (radius * self.number(1 - share, 1 + share) for radius in (x, y, z))
         return a, b, c
 
+    def count(self, low: int, high: int) -> int:
+        """A whole number, `high` excluded."""
+        return int(self.rng.integers(low, high))
+
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
 
-def _draw_patient(rng: np.random.Generator) -> _Patient:
+def _draw_patient(rng: np.random.Generator, liver_level: float) -> _Patient:
     draw = _Draw(rng)
-    liver_hu = (draw.number(86, 124), draw.number(60, 82))
+    levels, fatty_to_healthy_hu = (0.0, 0.4, 0.4, 1.0), (62, 86, 102, 138)  # two kinds: no one window holds both
+    liver_hu = (float(np.interp(liver_level, levels, fatty_to_healthy_hu)), draw.number(55, 80))
     return _Patient(
         parts=_anatomy(draw, liver_hu),
         liver_hu=liver_hu,
@@ -721,10 +736,10 @@ def _anatomy(draw: _Draw, liver_hu: Hu) -> list[_Part]:
     liver = _liver(draw, trunk)
     return [
         *_trunk_parts(draw, trunk),
-        *_chest(draw, trunk, liver_hu),
+        *_chest(draw, trunk),
         *_back(draw, trunk),
-        *_bowel(draw, trunk, liver_hu),
-        *_upper_organs(draw, trunk, liver_hu),
+        *_bowel(draw, trunk),
+        *_upper_organs(draw, trunk),
         _Part(liver, liver_hu, label=1, texture=draw.number(2, 5)),
         *_vessels(draw, liver, liver_hu),
         _Part(_Cut(_gallbladder(draw), within=[trunk.cavity]), (draw.number(4, 18),) * 2, label=0),
@@ -732,7 +747,7 @@ def _anatomy(draw: _Draw, liver_hu: Hu) -> list[_Part]:
 
 
 def _draw_trunk(draw: _Draw, liver_hu: Hu) -> _Trunk:
-    fat, muscle = draw.number(7, 20), draw.number(12, 18)
+    fat, muscle = draw.number(6, 16), draw.number(18, 25)
     inner = fat + muscle
     skin = _Ellipsoid((0, 0, 0), (135, 100, FLAT))
     wall = _Ellipsoid((0, -0.15 * fat, 0), (135 - fat, 100 - fat, FLAT))
@@ -743,7 +758,7 @@ def _draw_trunk(draw: _Draw, liver_hu: Hu) -> _Trunk:
         _Ellipsoid((-55, -5, right - 105), (80, 90, draw.number(88, 98))),
         _Ellipsoid((0, 0, -500), (FLAT, FLAT, 480)),
     ]
-    muscle_hu = max(45.0, liver_hu[0] - draw.number(18, 50))
+    muscle_hu = 26 + 0.55 * liver_hu[0] + draw.number(-10, 12)  # both take up contrast: near, whatever the timing
     abdomen = _Blend(domes, 25)
     column = _Ellipsoid((0, -55, 0), (27, 24, FLAT))
     room = _Cut(cavity, within=[abdomen], without=[column])
@@ -762,8 +777,8 @@ def _trunk_parts(draw: _Draw, trunk: _Trunk) -> list[_Part]:
 
 
 def _back(draw: _Draw, trunk: _Trunk) -> list[_Part]:
-    marrow = (draw.number(150, 240),) * 2
-    sides: list[_Shape] = [_Ellipsoid((side * 38, -64, 0), (34, 21, FLAT)) for side in (-1, 1)]
+    marrow = (draw.number(95, 190),) * 2
+    sides: list[_Shape] = [_Ellipsoid((side * 38, -64, 0), (40, 25, FLAT)) for side in (-1, 1)]
     sides += [_Tube([(side * 26, -42, -10), (side * 42, -34, -150)], [9, 24]) for side in (-1, 1)]
     spine: list[_Part] = []
     offset = draw.number(0, 30)
@@ -781,31 +796,35 @@ def _back(draw: _Draw, trunk: _Trunk) -> list[_Part]:
     ]
 
 
-def _chest(draw: _Draw, trunk: _Trunk, liver_hu: Hu) -> list[_Part]:
+def _chest(draw: _Draw, trunk: _Trunk) -> list[_Part]:
     slab = _Ellipsoid((0, 0, 500), (FLAT, FLAT, 560))  # no lung below z = -60
     middle = _Ellipsoid((-5, -10, 0), (26, 60, FLAT))
     lungs = _Cut(_Cut(trunk.cavity, within=[slab]), without=[trunk.abdomen, middle], gap=2)
     heart = _Ellipsoid(draw.near(-24, 24, 99), draw.radii(50, 38, 42), (0, 15, 25))
-    blood = draw.number(-10, 26)
+    blood = draw.number(105, 140)
     return [
         _Part(lungs, (draw.number(-880, -800),) * 2, texture=25),
         _Part(_Cut(trunk.abdomen, within=[trunk.cavity]), trunk.muscle_hu, grow=3),
         _Part(_Cut(trunk.abdomen, within=[trunk.cavity]), (-98, -98), grow=-1, texture=8),
-        _Part(heart, (liver_hu[0] + blood - 14, 100), grow=0, texture=4),
-        _Part(heart, (liver_hu[0] + blood + 8, 190), grow=-10, texture=4),
+        _Part(heart, (blood - 18, 100), texture=4),
+        _Part(heart, (blood, 190), grow=-10, texture=4),
     ]
 
 
-def _bowel(draw: _Draw, trunk: _Trunk, liver_hu: Hu) -> list[_Part]:
+def _bowel(draw: _Draw, trunk: _Trunk) -> list[_Part]:
     parts: list[_Part] = []
-    for _ in range(34):
+    for _ in range(52):
         start = draw.near(0, 22, -80, 1)
         start = (start[0] + draw.number(-75, 75), start[1] + draw.number(-35, 40), start[2] + draw.number(-55, 45))
         end = draw.near(*start, mm=32)
-        loop = _Cut(_Tube([start, end], [draw.number(10, 15)] * 2), within=[trunk.cavity], gap=1)
-        wall = liver_hu[0] + draw.number(-30, 10)
-        content = draw.number(0, liver_hu[0] + 15) if draw.chance(0.85) else -700
-        parts += [_Part(loop, (wall, wall + 10)), _Part(loop, (content, content), grow=-3.5, texture=10)]
+        loop = _Cut(_Tube([start, end], [draw.number(12, 18)] * 2), within=[trunk.cavity], gap=1)
+        wall = draw.number(95, 140)
+        content = draw.number(20, 90) if draw.chance(0.6) else draw.number(80, 135) if draw.chance(0.75) else -700
+        parts += [_Part(loop, (wall, wall + 10)), _Part(loop, (content, content), grow=-4.5, texture=8)]
+    for _ in range(14):  # nodes and collapsed loops: as dark and as large as tumors
+        spot = (draw.number(-80, 80), draw.number(-40, 70), draw.number(-130, 10))
+        node = _Cut(_Ellipsoid(spot, draw.radii(11, 11, 11, 0.4)), within=[trunk.room], gap=2)
+        parts.append(_Part(node, (draw.number(35, 90),) * 2, texture=4))
     z = draw.number(-45, -25)
     colon = [
         (90, -12, -130),
@@ -824,48 +843,62 @@ def _bowel(draw: _Draw, trunk: _Trunk, liver_hu: Hu) -> list[_Part]:
     return parts
 
 
-def _upper_organs(draw: _Draw, trunk: _Trunk, liver_hu: Hu) -> list[_Part]:
-    fitted = [trunk.room]
-    spleen = _Cut(
-        _Rough(_Ellipsoid(draw.near(-80, -34, 22), draw.radii(31, 46, 48, 0.2), (0, 15, 25)), 2), within=fitted, gap=1
-    )
-    spleen_hu = (liver_hu[0] + draw.number(-8, 26), draw.number(100, 150))
-    stomach = _stomach(draw, trunk)
-    wall = liver_hu[0] + draw.number(-28, 4)
-    content = draw.number(140, 170) if draw.chance(0.25) else draw.number(15, liver_hu[0] - 10)
-    gas = _Cut(stomach, within=[_Ellipsoid((0, 500 + draw.number(45, 62), 0), (FLAT, 500, FLAT))])
+def _upper_organs(draw: _Draw, trunk: _Trunk) -> list[_Part]:
     pancreas = [draw.near(*p, mm=4) for p in [(34, 8, -30), (20, 18, -12), (-15, 14, -2), (-45, -5, 8), (-68, -18, 14)]]
-    pancreas_hu = liver_hu[0] + draw.number(-22, 6)
-    kidneys: list[_Part] = []
-    cortex = draw.number(140, 185)
-    for side in (-1, 1):
-        center = draw.near(side * 56, -46, -32 - 6 * side)
-        shape = _Cut(_Ellipsoid(center, draw.radii(27, 24, 50), (8, -8 * side, 0)), within=fitted)
-        kidneys.append(_Part(shape, (cortex, cortex + 30), texture=6))
-        kidneys.append(_Part(shape, (cortex - draw.number(25, 50), 100), grow=-8, texture=10))
-        hilum = (center[0] - side * 14, center[1] + 6, center[2])
-        kidneys.append(_Part(_Ellipsoid(hilum, (11, 8, 18)), (-60, -60)))
-        if draw.chance(0.4):
-            cyst = (center[0] + side * 12, center[1] + draw.number(-12, 12), center[2] + draw.number(-35, 35))
-            kidneys.append(_Part(_Ellipsoid(cyst, (draw.number(6, 15),) * 3), (9, 9)))
+    gland = _Cut(_Rough(_Tube(pancreas, [15, 11, 10, 10, 8]), 2), within=[trunk.room])
+    gland_hu = draw.number(70, 110)
     return [
-        _Part(spleen, spleen_hu, texture=4),
-        *kidneys,
-        _Part(
-            _Cut(_Rough(_Tube(pancreas, [15, 11, 10, 10, 8]), 2), within=fitted),
-            (pancreas_hu, pancreas_hu + 25),
-            texture=7,
-        ),
-        _Part(stomach, (wall, wall + 10), texture=3),
-        _Part(stomach, (content, content), grow=-draw.number(4, 6), texture=draw.number(4, 14)),
-        _Part(gas, (-900, -900), grow=-5),
+        *_spleen(draw, trunk),
+        *_kidneys(draw, trunk),
+        _Part(gland, (gland_hu, gland_hu + 25), texture=7),
+        *_stomach(draw, trunk),
     ]
 
 
-def _stomach(draw: _Draw, trunk: _Trunk) -> _Shape:
+def _spleen(draw: _Draw, trunk: _Trunk) -> list[_Part]:
+    center, radii = draw.near(-80, -34, 22), draw.radii(34, 48, 50, 0.2)
+    spleen = _Cut(_Rough(_Ellipsoid(center, radii, (0, 15, 25)), 2), within=[trunk.room], gap=1)
+    parts = [_Part(spleen, (draw.number(95, 132), draw.number(100, 150)), texture=4)]
+    for _ in range(draw.count(0, 4)):  # lesions like those of the liver, in the wrong organ
+        lesion = _Cut(_Ellipsoid(draw.near(*center, mm=28), draw.radii(11, 11, 11, 0.35)), within=[spleen], gap=4)
+        parts.append(_Part(lesion, (draw.number(40, 88),) * 2, texture=4))
+    return parts
+
+
+def _kidneys(draw: _Draw, trunk: _Trunk) -> list[_Part]:
+    parts: list[_Part] = []
+    cortex = draw.number(125, 175)
+    medulla = cortex - draw.number(30, 75)
+    for side in (-1, 1):
+        x, y, z = draw.near(side * 56, -46, -32 - 6 * side)
+        kidney = _Cut(_Ellipsoid((x, y, z), draw.radii(27, 24, 50), (8, -8 * side, 0)), within=[trunk.room])
+        parts.append(_Part(kidney, (cortex, cortex + 30), texture=6))
+        for level in (-34, -17, 0, 17, 34):
+            pyramid = _Ellipsoid(
+                (x + draw.number(-4, 4), y + draw.number(-4, 4), z + level), draw.radii(11, 10, 8, 0.2)
+            )
+            parts.append(_Part(_Cut(pyramid, within=[kidney], gap=5), (medulla, medulla + 20), texture=4))
+        parts.append(_Part(_Ellipsoid((x - side * 16, y + 6, z), (11, 8, 18)), (-60, -60)))
+        if draw.chance(0.4):
+            cyst = (x + side * 12, y + draw.number(-12, 12), z + draw.number(-35, 35))
+            parts.append(_Part(_Ellipsoid(cyst, (draw.number(6, 15),) * 3), (9, 9)))
+    return parts
+
+
+def _stomach(draw: _Draw, trunk: _Trunk) -> list[_Part]:
     fundus = _Ellipsoid(draw.near(-58, 8, 34), draw.radii(34, 38, 36, 0.15))
-    body = [draw.near(*point) for point in [(-56, 25, 20), (-46, 46, -15), (-8, 52, -28), (24, 40, -22)]]
-    return _Cut(_Blend([fundus, _Tube(body, [26, 25, 19, 13])], 12), within=[trunk.room], gap=1)
+    course = [draw.near(*point) for point in [(-56, 25, 20), (-46, 46, -15), (-8, 52, -28), (24, 40, -22)]]
+    stomach = _Cut(_Blend([fundus, _Tube(course, [26, 25, 19, 13])], 12), within=[trunk.room], gap=1)
+    gas = _Cut(stomach, within=[_Ellipsoid((0, 500 + draw.number(45, 62), 0), (FLAT, 500, FLAT))])
+    wall, content = draw.number(65, 105), draw.number(130, 165) if draw.chance(0.25) else draw.number(20, 130)
+    parts = [
+        _Part(stomach, (wall, wall + 10), texture=3),
+        _Part(stomach, (content, content), grow=-draw.number(4, 6), texture=draw.number(4, 10)),
+    ]
+    for spot in course[:2] * 2:  # food
+        food = _Cut(_Ellipsoid(draw.near(*spot, mm=12), draw.radii(11, 11, 11, 0.3)), within=[stomach], gap=7)
+        parts.append(_Part(food, (draw.number(30, 95),) * 2, texture=8))
+    return [*parts, _Part(gas, (-900, -900), grow=-5)]
 
 
 def _liver(draw: _Draw, trunk: _Trunk) -> _Shape:
@@ -888,7 +921,7 @@ def _gallbladder(draw: _Draw) -> _Shape:
 def _vessels(draw: _Draw, liver: _Shape, liver_hu: Hu) -> list[_Part]:
     aorta = _Tube([(-8, -20, -200), (-10, -20, 20), (-16, -34, 150)], [9, 11, 12])
     cava = _Tube([(20, -20, -200), (22, -14, 0), (20, -4, 50), (8, 8, 95)], [12, 13, 14, 14])
-    bright = liver_hu[0] + draw.number(28, 55)
+    bright = max(draw.number(125, 165), liver_hu[0] + 25)
     aorta_hu, cava_hu = (bright + draw.number(-5, 15), 290), (bright + draw.number(-25, 0), 70)
     veins_hu = (bright if draw.chance(0.7) else liver_hu[0] - draw.number(12, 25), liver_hu[1] - 10)
     portal_hu = (bright, liver_hu[1] + 15)
