@@ -6,8 +6,6 @@ alone). Only the data half of the recipe is resolved, so opening a bundle runs n
 
 import io
 import json
-import logging
-import re
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,15 +18,13 @@ from uuid import uuid4
 
 from medseg import __version__, data_half
 from medseg.errors import ConfigError
+from medseg.model_files import RECIPE, find_model, has_member, read_member
 from medseg.writing import aside
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
-
-RECIPE, METADATA, WEIGHTS = "configs/recipe.json", "configs/metadata.json", "models/model.pt"
-RUN_ID = re.compile(r"[0-9a-f]{8,32}")
+METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 NOT_A_DEVICE = "not a medical device"
 SYNTHETIC = "trained on synthetic data, not for patients"
@@ -127,7 +123,7 @@ class Bundle:
         import torch
 
         try:
-            content = io.BytesIO(_read(self.root, WEIGHTS))
+            content = io.BytesIO(read_member(self.root, WEIGHTS))
             return torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:  # torch names no set of errors for a broken file
             raise ConfigError(
@@ -150,12 +146,12 @@ def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
     Raises:
         ConfigError: if there is no such bundle, or it is not whole, or its data half cannot be read.
     """
-    root = _find_root(model, Path(runs_dir))
+    root = find_model(model, Path(runs_dir))
     try:
-        recipe, metadata = (json.loads(_read(root, name)) for name in (RECIPE, METADATA))
+        recipe, metadata = (json.loads(read_member(root, name)) for name in (RECIPE, METADATA))
         if not isinstance(recipe, dict) or not isinstance(metadata, dict):
             raise ValueError("each JSON file must hold an object")
-        if not _has(root, WEIGHTS):
+        if not has_member(root, WEIGHTS):
             raise FileNotFoundError(f"no {WEIGHTS}")
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
@@ -291,56 +287,3 @@ def _find_setting(content: Any, key: str) -> Any:
         list(content.values()) if isinstance(content, Mapping) else content if isinstance(content, list) else []
     )
     return next((found for value in inner if (found := _find_setting(value, key)) is not None), None)
-
-
-def _find_root(model: str | Path, runs_dir: Path) -> Path:
-    path = Path(model)
-    for root in (path, path / "bundle"):
-        if (root / RECIPE).is_file():
-            return root
-    if path.is_file() and zipfile.is_zipfile(path) and _zip_prefix(path) is not None:
-        return path
-    if RUN_ID.fullmatch(str(model)):
-        return _find_run(str(model), runs_dir)
-    raise ConfigError(
-        f"no model '{model}': looked for a bundle ({model}/{RECIPE}), a run ({model}/bundle), a zip of a bundle, and "
-        f"an MLflow run id in {runs_dir}/*/run.json; train one with `medseg train`, or give its folder"
-    )
-
-
-def _find_run(run_id: str, runs_dir: Path) -> Path:
-    runs = []
-    for file in sorted(runs_dir.glob("*/run.json")):
-        try:
-            if str(json.loads(file.read_text(encoding="utf-8"))["run_id"]).startswith(run_id):
-                runs.append(file.parent)
-        except (OSError, ValueError, KeyError, TypeError):
-            logger.warning("%s cannot be read and is skipped", file)
-    if len(runs) != 1:
-        found = f"fits {len(runs)} runs ({', '.join(run.name for run in runs)})" if runs else "fits no run"
-        raise ConfigError(f"run id '{run_id}' {found} in {runs_dir}/*/run.json; give more of it, or the run's folder")
-    if not (runs[0] / "bundle" / RECIPE).is_file():
-        raise ConfigError(f"run '{runs[0].name}' has written no bundle yet; let it train to its first validation")
-    return runs[0] / "bundle"
-
-
-def _zip_prefix(path: Path) -> str | None:
-    """Folder inside the zip that is the bundle, with its slash; None if there is none."""
-    with zipfile.ZipFile(path) as archive:
-        return next(
-            (name.removesuffix(RECIPE) for name in archive.namelist() if f"/{name}".endswith(f"/{RECIPE}")), None
-        )
-
-
-def _read(root: Path, name: str) -> bytes:
-    if root.is_dir():
-        return (root / name).read_bytes()
-    with zipfile.ZipFile(root) as archive:
-        return archive.read(f"{_zip_prefix(root)}{name}")
-
-
-def _has(root: Path, name: str) -> bool:
-    if root.is_dir():
-        return (root / name).is_file()
-    with zipfile.ZipFile(root) as archive:
-        return f"{_zip_prefix(root)}{name}" in archive.namelist()

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -145,14 +146,19 @@ def test_a_class_off_the_list_is_refused_before_it_is_imported(target):
     [
         "medseg.networks.unet.torch.hub.load",  # a path through what a module imports
         "medseg.networks.unet.nn.Module",
-        "medseg.networks.unet.Callable",  # a class, but of another package
-        "medseg.networks.blocks.conv_norm_act",  # a function
         "medseg.networks.UNett",
-        "medseg.crf_of_tomorrow",
+        "medseg.crf.Nothing.Of",
     ],
 )
+def test_a_class_that_is_not_there_is_named(target):
+    with pytest.raises(ConfigError, match=f"network_def: there is no {re.escape(target)}; check its spelling"):
+        build(changed(network_def={"_target_": target}), "network_def")
+
+
+@pytest.mark.parametrize("target", ["medseg.networks.unet.partial", "medseg.networks.blocks.conv_norm_act"])
 def test_only_the_listed_packages_own_classes_are_made(target):
-    with pytest.raises(ConfigError, match=r"network_def: "):
+    # the first is a class, but only imported there; the second is no class
+    with pytest.raises(ConfigError, match=f"network_def: {re.escape(target)} is not one of the classes of medseg"):
         build(changed(network_def={"_target_": target}), "network_def")
 
 

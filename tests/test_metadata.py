@@ -1,10 +1,11 @@
+import contextlib
 import copy
 import json
 from pathlib import Path
 
 import jsonschema
 import pytest
-from monai.bundle import verify_metadata
+from monai.bundle import ConfigParser, verify_metadata
 
 from medseg.bundle import task_metadata
 
@@ -17,7 +18,11 @@ VALIDATOR = jsonschema.Draft201909Validator(json.loads(SCHEMA.read_text()))
 
 
 def metadata_of(recipe_file):
-    recipe = json.loads(recipe_file.read_text())
+    parser = ConfigParser()
+    parser.read_config(recipe_file)
+    with contextlib.chdir(ROOT):  # macros name files from there
+        parser.parse()
+    recipe = parser.get()
     return recipe, task_metadata(METADATA, recipe, name="tiny", synthetic=False, eval_metrics={"mean_dice": 0.9})
 
 

@@ -1,11 +1,13 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser
 
 from workflows.checks import reached, recipe_problems
 
+ROOT = Path(__file__).parents[2]
 RECIPE = {
     "_about_": "tiny",
     "imports": ["$import json"],
@@ -58,6 +60,18 @@ def changed(**ids):
 
 def test_a_sound_recipe_passes():
     assert problems_of(RECIPE, run_ids=("initialize", "checking", "finalize")) == []
+
+
+@pytest.mark.parametrize(
+    "names", [["unet_liver"], ["unet_liver", "quick"], ["unet_liver", "slices_2d"], ["unet_hippocampus"]], ids="+".join
+)
+def test_the_projects_recipes_pass(names, monkeypatch):
+    monkeypatch.chdir(ROOT)  # macros name files from there
+    files = [Path("configs") / f"{name}.json" for name in names]
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser.parse()
+    assert recipe_problems(parser, files=files, run_ids=["initialize", "training", "finalize"]) == []
 
 
 def test_a_run_id_of_ones_own_is_known_only_when_it_is_run():
