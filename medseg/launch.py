@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,13 @@ def train(arguments: Sequence[str]) -> int:
     """
     environment = {"MEDSEG_ONE_LINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     training = subprocess.Popen([sys.executable, *arguments], env=environment | dict(os.environ))
-    signal.signal(signal.SIGTERM, partial(_pass_on, training))
-    while True:
-        try:
-            code = training.wait()
-        except KeyboardInterrupt:
-            continue
-        return code if code >= 0 else 128 - code  # ended by a signal: as shells tell it
+    before = signal.signal(signal.SIGTERM, partial(_pass_on, training))
+    while training.returncode is None:
+        with suppress(KeyboardInterrupt):
+            training.wait()
+    signal.signal(signal.SIGTERM, before)
+    code = training.returncode
+    return code if code >= 0 else 128 - code  # ended by a signal: as shells tell it
 
 
 def _pass_on(training: subprocess.Popen[bytes], _signal: int, _frame: object) -> None:

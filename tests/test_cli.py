@@ -1,0 +1,294 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import medseg.bundle
+import medseg.data
+import medseg.inference
+import medseg.tracking
+from medseg import __version__, cli, doctor, launch
+from medseg.errors import ConfigError, DataError
+from medseg.writing import write_nifti
+
+
+def medseg_command(*arguments):
+    return [sys.executable, "-m", "medseg.cli", *map(str, arguments)]
+
+
+def run(monkeypatch, *arguments):
+    """Exit code of `medseg ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["medseg", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+@pytest.fixture
+def scans(tmp_path):
+    folder = tmp_path / "scans"
+    for name in ("a", "b"):
+        write_nifti(np.zeros((5, 6, 7), np.int16), np.diag([1.0, 2, 3, 1]), folder / f"{name}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A prediction that does nothing but note what it was asked; its rows can be set."""
+    asked = SimpleNamespace(rows=[{"case_id": "a", "status": "done"}, {"case_id": "b", "status": "done"}])
+    bundle = SimpleNamespace(
+        channels=["ct"], notice="not a medical device; trained on synthetic data, not for patients"
+    )
+
+    def predict_folder(samples, out, bundle, *, device, on_row):
+        asked.case_ids, asked.out, asked.device = [sample["case_id"] for sample in samples], out, device
+        for row in asked.rows:
+            on_row(row)
+        return asked.rows
+
+    def open_bundle(model):
+        asked.model = model
+        return bundle
+
+    monkeypatch.setattr(medseg.bundle, "open_bundle", open_bundle)
+    monkeypatch.setattr(medseg.inference, "predict_folder", predict_folder)
+    monkeypatch.setattr(doctor, "choose_device", lambda name: f"chosen {name}")
+    return asked
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder with a recipe, an overlay and `workflows/`, where trainings are only noted."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("configs/unet_liver.json", "configs/quick.json", "workflows/__init__.py"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).touch()
+    noted = []
+    monkeypatch.setattr(launch, "train", lambda arguments: noted.append(arguments) or 4)
+    return noted
+
+
+def test_version_says_that_it_is_no_medical_device():
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"medseg {__version__}, not a medical device\n")
+
+
+def test_help_names_every_command():
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert all(f"\n  {name} " in result.stdout for name in ("train", "predict", "phantom", "ui", "doctor"))
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['medseg', '--help']\n"
+        "try:\n    from medseg.cli import main; main()\n"
+        "finally:\n    print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    loaded = done.stdout.split()
+    assert done.returncode == 0
+    assert "typer" in loaded
+    assert {"torch", "numpy", "rich", "monai", "mlflow", "matplotlib"}.isdisjoint(loaded)
+
+
+def test_help_answers_at_once():
+    def seconds():
+        started = time.perf_counter()
+        subprocess.run(medseg_command("--help"), check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.4
+
+
+def test_training_is_the_bundle_run_that_is_printed(checkout, monkeypatch, capsys):
+    code = run(
+        monkeypatch, "train", "configs/unet_liver.json", "max_epochs=3", "configs/quick.json", "dataset_dir=/my data"
+    )
+    assert code == 4
+    files = "['configs/unet_liver.json', 'configs/quick.json']"
+    expected = ["-m", "monai.bundle", "run", "training", "--config_file", files]
+    assert checkout == [[*expected, "--max_epochs", "3", "--dataset_dir", "'/my data'"]]
+    assert capsys.readouterr().err == (
+        f"""python -m monai.bundle run training --config_file "{files}" --max_epochs 3 --dataset_dir "'/my data'"\n"""
+    )
+
+
+@pytest.mark.parametrize("wrong", ["configs/absent.json", "configs"])
+@pytest.mark.parametrize("first", [[], ["configs/unet_liver.json"]])
+def test_recipe_or_overlay_that_is_no_file_is_named(checkout, monkeypatch, capsys, first, wrong):
+    assert run(monkeypatch, "train", *first, wrong) == 2
+    error = f"medseg: no recipe or overlay at {Path(wrong)}; a setting is written KEY=VALUE\n"
+    assert (capsys.readouterr().err, checkout) == (error, [])
+
+
+def test_training_outside_the_checkout_is_refused(checkout, monkeypatch, capsys):
+    Path("workflows/__init__.py").unlink()
+    assert run(monkeypatch, "train", "configs/unet_liver.json") == 2
+    assert capsys.readouterr().err == (
+        "medseg: no workflows/ in this folder: run medseg train in the folder of the medseg checkout\n"
+    )
+
+
+def test_training_without_the_extra_is_refused(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "mlflow" else object())
+    assert run(monkeypatch, "train", "configs/unet_liver.json") == 2
+    assert capsys.readouterr().err == "medseg: training needs MONAI and MLflow: pip install 'medseg[train]'\n"
+
+
+def test_every_scan_is_predicted_and_the_notice_shown(asked, scans, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "runs/x", "--device", "cuda:1") == 0
+    assert (asked.case_ids, asked.out, asked.model) == (["a", "b"], tmp_path / "out", "runs/x")
+    assert asked.device == "chosen cuda:1"
+    captured = capsys.readouterr()
+    assert captured.out == (
+        f"2 done, 0 failed, 0 with warnings: see {tmp_path / 'out' / 'report.csv'}\n"
+        "not a medical device; trained on synthetic data, not for patients\n"
+    )
+    assert captured.err == ""
+
+
+def test_failed_scan_is_a_line_and_another_exit_code(asked, scans, tmp_path, monkeypatch, capsys):
+    asked.rows = [
+        {"case_id": "a", "status": "failed", "message": "scan 'a.nii.gz' is truncated"},
+        {"case_id": "b", "status": "done", "warnings": "units unknown"},
+    ]
+    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "m") == 3
+    captured = capsys.readouterr()
+    assert captured.err == "a: scan 'a.nii.gz' is truncated\n"
+    assert captured.out.startswith("1 done, 1 failed, 1 with warnings: ")
+
+
+def test_bar_is_drawn_on_a_terminal_alone_and_failures_above_it(asked, scans, tmp_path, monkeypatch, capsys):
+    asked.rows[0] = {"case_id": "a", "status": "failed", "message": "[bold] is no markup"}
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "m") == 3
+    error = capsys.readouterr().err
+    assert "a: [bold] is no markup" in error
+    assert "2/2" in error
+
+
+@pytest.mark.parametrize("out", [".", "masks"])
+def test_masks_are_not_written_among_the_scans(asked, scans, monkeypatch, capsys, out):
+    assert run(monkeypatch, "predict", scans, scans / out, "--model", "m") == 2
+    assert capsys.readouterr().err.endswith("masks would be taken for scans; choose another OUT\n")
+    assert not hasattr(asked, "out")
+
+
+def test_masks_of_one_scan_may_lie_beside_it(asked, scans, monkeypatch):
+    assert run(monkeypatch, "predict", scans / "a.nii.gz", scans, "--model", "m") == 0
+    assert asked.case_ids == ["a"]
+
+
+def test_out_that_is_a_file_is_refused(asked, scans, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").touch()
+    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "m") == 2
+    assert capsys.readouterr().err == f"medseg: {tmp_path / 'out'} is a file; OUT must be a folder\n"
+
+
+def test_missing_scans_are_one_line(asked, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "predict", tmp_path / "absent", tmp_path / "out", "--model", "m") == 2
+    assert capsys.readouterr().err == "medseg: scans 'absent': no such file or folder; check the path\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_model_is_one_line(scans, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", tmp_path / "absent") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("medseg: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["predict", "scans"], ["predict", "a", "b"], ["predikt"], ["--versoin"]])
+def test_wrong_usage_is_exit_code_two(monkeypatch, arguments):
+    assert run(monkeypatch, *arguments) == 2
+
+
+def test_phantom_gets_its_settings(tmp_path, monkeypatch, capsys):
+    noted = {}
+
+    def make_phantom(out_dir, *, progress, **settings):
+        noted.update(settings)
+        progress(1, 8)
+        return out_dir
+
+    monkeypatch.setattr(medseg.data, "make_phantom", make_phantom)
+    code = run(monkeypatch, "phantom", tmp_path, "--cases", 8, "--seed", 5, "--phases", 2, "--size", 50, 40, 30)
+    assert code == 0
+    assert noted == {"cases": 8, "seed": 5, "phases": 2, "shape": (50, 40, 30)}
+    assert capsys.readouterr().out == (
+        f"8 synthetic cases in {tmp_path}; a model of them is trained on synthetic data, not for patients\n"
+    )
+
+
+def test_ui_gets_its_settings(tmp_path, monkeypatch, capsys):
+    noted = {}
+
+    def serve_ui(runs_dir, *, on_ready, **settings):
+        noted.update(settings, runs_dir=runs_dir)
+        on_ready("MLflow is at http://127.0.0.1:7777")
+        return 0
+
+    monkeypatch.setattr(medseg.tracking, "serve_ui", serve_ui)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    assert run(monkeypatch, "ui", "--runs", tmp_path, "--port", 7777, "--no-browser") == 0
+    assert noted == {"runs_dir": tmp_path, "port": 7777, "open_browser": False}
+    assert capsys.readouterr().err == "MLflow is at http://127.0.0.1:7777\n"
+
+
+def test_doctor_prints_every_finding(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "report", lambda: [("GPU", "none"), ("memory", "8 GiB")])
+    assert run(monkeypatch, "doctor") == 0
+    assert capsys.readouterr().out == "GPU:       none\nmemory:    8 GiB\n"
+
+
+@pytest.mark.parametrize("error", [DataError("case 'a':\n no label"), ConfigError("case 'a': no\nlabel")])
+def test_known_error_is_one_line(monkeypatch, capsys, error):
+    monkeypatch.setattr(doctor, "report", lambda: raise_(error))
+    assert run(monkeypatch, "doctor") == 2
+    assert capsys.readouterr().err == "medseg: case 'a': no label\n"
+
+
+def test_unexpected_error_is_one_line_and_exit_code_one(monkeypatch, capsys):
+    monkeypatch.delenv("MEDSEG_DEBUG", raising=False)
+    monkeypatch.setattr(doctor, "report", lambda: raise_(KeyError("x")))
+    assert run(monkeypatch, "doctor") == 1
+    assert capsys.readouterr().err == "medseg: unexpected KeyError: 'x' (MEDSEG_DEBUG=1 shows where)\n"
+
+
+def test_unexpected_error_is_traced_on_demand(monkeypatch):
+    monkeypatch.setenv("MEDSEG_DEBUG", "1")
+    monkeypatch.setattr(doctor, "report", lambda: raise_(KeyError("x")))
+    monkeypatch.setattr(sys, "argv", ["medseg", "doctor"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def raise_(error):
+    raise error
+
+
+def test_phantom_is_made_by_the_command(tmp_path):
+    command = medseg_command("phantom", tmp_path / "phantom", "--cases", 2, "--size", 24, 20, 16)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "phantom" / "dataset.json").is_file()
+
+
+def test_doctor_answers_for_real():
+    done = subprocess.run(medseg_command("doctor"), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"medseg:    {__version__}, not a medical device\nsystem: ")
+
+
+def test_folder_of_scans_without_a_model_fails_for_real(scans, tmp_path):
+    command = medseg_command("predict", scans, tmp_path / "out", "--model", "absent")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("medseg: ")
+    assert done.stderr.count("\n") == 1
