@@ -67,7 +67,11 @@ def train(arguments: Sequence[str]) -> int:
     Returns:
         Its exit code.
     """
-    environment = {"MEDSEG_ONE_LINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        "MEDSEG_ONE_LINE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONWARNINGS": "ignore:parsing config_file",  # MONAI's at every start; the command already names the file
+    }
     training = subprocess.Popen([sys.executable, *arguments], env=environment | dict(os.environ))
     before = signal.signal(signal.SIGTERM, partial(_pass_on, training))
     while training.returncode is None:

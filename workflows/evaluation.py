@@ -17,6 +17,7 @@ from medseg.data import Cases, Sample
 from medseg.errors import ConfigError
 from medseg.geometry import voxel_volume_ml
 from medseg.metrics import mean_over_cases, region_overlap
+from medseg.preprocessing import Intensity, Window
 from medseg.reading import read_channels, read_label
 from medseg.report.pictures import overlay_picture
 from workflows.experiment import Experiment
@@ -118,6 +119,7 @@ class TrackCases:
         split: which cases these are, e.g. `"validation"`; prefixes every name.
         samples: draw the worst and the best of these cases; none for no pictures.
         channels: the channels of the samples.
+        intensity: the recipe's; a CT window is used for the pictures too.
     """
 
     def __init__(
@@ -128,7 +130,9 @@ class TrackCases:
         split: str,
         samples: Sequence[Sample] = (),
         channels: Sequence[str] = (),
+        intensity: Intensity | None = None,
     ) -> None:
+        self.window = (intensity.low_hu, intensity.high_hu) if isinstance(intensity, Window) else None
         self.experiment, self.table, self.split = experiment, table, split
         self.samples = {sample["case_id"]: sample for sample in samples}
         self.channels = tuple(channels)
@@ -165,6 +169,7 @@ class TrackCases:
                 scan.affine,
                 path,
                 title=f"{which} of {len(self.table.rows)} {self.split} cases: {case_id}, mean Dice {score:.2f}",
+                window=self.window,
                 notice=self.experiment.notice,
             )
             self.experiment.run.log_file(path, "pictures")

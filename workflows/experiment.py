@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
+import signal
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -31,6 +34,9 @@ class Experiment:
         cases: the data of the run, for its fingerprint.
         dataset_dir: where they come from; says whether they are synthetic.
         metadata: file with the metadata that the bundle's own starts from.
+
+    Attributes:
+        results: the latest value of every metric.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Experiment:
         self.output_dir, self.experiment_name, self.run_name = Path(output_dir), experiment_name, run_name
         self.cases, self.synthetic = cases, is_synthetic(Path(dataset_dir))
         self.metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
+        self.results: dict[str, float] = {}
         self._run: tracking.Run | None = None
 
     @property
@@ -69,23 +76,28 @@ class Experiment:
     def running(self) -> Iterator[None]:
         """Open the run and record what it is made of; close it as FINISHED, FAILED or KILLED."""
         self._run = tracking.start_run(runs_dir=self.output_dir, experiment=self.experiment_name, name=self.run_name)
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             self.run.log_environment()
             self.run.log_recipe(recipe.merged_recipe(), recipe.overrides())
             labeled = [*self.cases.training, *self.cases.validation, *self.cases.test]
             self.run.log_data({**fingerprint(labeled), "layout": self.cases.layout, "synthetic": self.synthetic})
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self.run.finish("KILLED")
             raise
-        except BaseException as error:
+        except Exception as error:
             (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             self.run.finish("FAILED", error=str(error))
             raise
-        self.run.finish("FINISHED")
+        else:
+            self.run.finish("FINISHED")
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep numbers of an epoch for the next `flush`."""
+        self.results |= metrics
         self.run.log_metrics(metrics, step=step)
 
     def log_cases(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -93,9 +105,15 @@ class Experiment:
         self.run.log_table(rows, name)
 
     def write_bundle(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the run's bundle with these weights; the one before stays whole until the new one is."""
+        """Write the run's bundle with these weights; the one before stays whole until the new one is.
+
+        What held-out cases have shown by now goes into its metadata.
+        """
         merged = recipe.merged_recipe()
-        metadata = task_metadata(self.metadata, merged, name=self.run_name, synthetic=self.synthetic)
+        held_out = {name: value for name, value in self.results.items() if name.startswith("held_out_")}
+        metadata = task_metadata(
+            self.metadata, merged, name=self.run_name, synthetic=self.synthetic, eval_metrics=held_out
+        )
         write_bundle(self.folder / "bundle", recipe=merged, metadata=metadata, state_dict=weights)
 
     def best_weights(self) -> dict[str, Tensor]:
@@ -109,9 +127,16 @@ class Experiment:
         """Say where everything is."""
         logger.info("bundle:   %s", self.folder / "bundle")
         logger.info("pictures: %s", self.folder / "pictures")
-        logger.info("MLflow:   %s (open it with: medseg ui)", self.output_dir / "mlflow.db")
+        elsewhere = "MLFLOW_TRACKING_URI" in os.environ  # may hold a password, so it is not repeated
+        store = "the store of MLFLOW_TRACKING_URI" if elsewhere else self.output_dir / "mlflow.db"
+        logger.info("MLflow:   %s (open it with: medseg ui --runs %s)", store, self.output_dir)
         if self.notice:
             logger.info("This model is %s.", self.notice)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End the run as KILLED instead of leaving it RUNNING for good."""
+    raise SystemExit(128 + number)
 
 
 def is_synthetic(dataset_dir: Path) -> bool:

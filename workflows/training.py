@@ -174,6 +174,8 @@ def train(experiment: Experiment, trainer: SupervisedTrainer, test: SupervisedEv
     """
     with experiment.running():
         trainer.run()
-        network.load_state_dict(experiment.best_weights())
+        best = experiment.best_weights()
+        network.load_state_dict(best)
         test.run()
+        experiment.write_bundle(best)
         experiment.summarize()
