@@ -164,7 +164,7 @@ class TrackCases:
             path = folder / f"{self.split}_{which}.png"
             overlay_picture(
                 scan.voxels,
-                read_label(sample["label"]).voxels,
+                read_label(sample["label"]).voxels.astype(np.uint8),
                 pred,
                 scan.affine,
                 path,
