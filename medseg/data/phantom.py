@@ -698,13 +698,17 @@ class _Draw:
         """A whole number, `high` excluded."""
         return int(self.rng.integers(low, high))
 
+    def pick(self, ranges: Sequence[Hu]) -> float:
+        """A number of one of the ranges, each as likely as the others."""
+        return self.number(*ranges[self.count(0, len(ranges))])
+
     def chance(self, share: float) -> bool:
         return bool(self.rng.random() < share)
 
 
 def _draw_patient(rng: np.random.Generator, liver_level: float) -> _Patient:
     draw = _Draw(rng)
-    levels, fatty_to_healthy_hu = (0.0, 0.4, 0.4, 1.0), (62, 86, 102, 138)  # two kinds: no one window holds both
+    levels, fatty_to_healthy_hu = (0.0, 0.4, 0.4, 1.0), (58, 78, 104, 140)  # two kinds: no one window holds both
     liver_hu = (float(np.interp(liver_level, levels, fatty_to_healthy_hu)), draw.number(55, 80))
     return _Patient(
         parts=_anatomy(draw, liver_hu),
@@ -778,8 +782,8 @@ def _trunk_parts(draw: _Draw, trunk: _Trunk) -> list[_Part]:
 
 def _back(draw: _Draw, trunk: _Trunk) -> list[_Part]:
     marrow = (draw.number(95, 190),) * 2
-    sides: list[_Shape] = [_Ellipsoid((side * 38, -64, 0), (40, 25, FLAT)) for side in (-1, 1)]
-    sides += [_Tube([(side * 26, -42, -10), (side * 42, -34, -150)], [9, 24]) for side in (-1, 1)]
+    sides: list[_Shape] = [_Ellipsoid((side * 42, -62, 0), (48, 27, FLAT)) for side in (-1, 1)]
+    sides += [_Tube([(side * 26, -42, -10), (side * 42, -34, -150)], [12, 30]) for side in (-1, 1)]
     spine: list[_Part] = []
     offset = draw.number(0, 30)
     for level in range(-5, 6):
@@ -800,10 +804,22 @@ def _chest(draw: _Draw, trunk: _Trunk) -> list[_Part]:
     slab = _Ellipsoid((0, 0, 500), (FLAT, FLAT, 560))  # no lung below z = -60
     middle = _Ellipsoid((-5, -10, 0), (26, 60, FLAT))
     lungs = _Cut(_Cut(trunk.cavity, within=[slab]), without=[trunk.abdomen, middle], gap=2)
-    heart = _Ellipsoid(draw.near(-24, 24, 99), draw.radii(50, 38, 42), (0, 15, 25))
+    heart = _Ellipsoid(draw.near(-20, 24, 99), draw.radii(56, 42, 48), (0, 15, 25))
     blood = draw.number(105, 140)
+    nodules = []
+    for _ in range(draw.count(4, 9)):  # as large as liver tumors, and of their HU
+        spot = (draw.number(-95, 95), draw.number(-45, 45), draw.number(50, 130))
+        nodule = _Cut(_Ellipsoid(spot, draw.radii(11, 11, 11, 0.35)), within=[lungs], gap=3)
+        nodules.append(_Part(nodule, (draw.pick([(40, 95), (40, 95), (130, 180)]),) * 2, texture=4))
+    collapsed = [
+        _Cut(_Rough(_Ellipsoid(draw.near(side * 62, -52, 45), draw.radii(50, 34, 44, 0.3)), 4), within=[lungs])
+        for side in (-1, 1)
+        if draw.chance(0.6)
+    ]
     return [
         _Part(lungs, (draw.number(-880, -800),) * 2, texture=25),
+        *nodules,
+        *(_Part(lung, (draw.number(70, 125),) * 2, texture=6) for lung in collapsed),
         _Part(_Cut(trunk.abdomen, within=[trunk.cavity]), trunk.muscle_hu, grow=3),
         _Part(_Cut(trunk.abdomen, within=[trunk.cavity]), (-98, -98), grow=-1, texture=8),
         _Part(heart, (blood - 18, 100), texture=4),
@@ -819,12 +835,12 @@ def _bowel(draw: _Draw, trunk: _Trunk) -> list[_Part]:
         end = draw.near(*start, mm=32)
         loop = _Cut(_Tube([start, end], [draw.number(12, 18)] * 2), within=[trunk.cavity], gap=1)
         wall = draw.number(95, 140)
-        content = draw.number(20, 90) if draw.chance(0.6) else draw.number(80, 135) if draw.chance(0.75) else -700
+        content = draw.pick([(20, 90), (20, 90), (20, 90), (80, 135), (140, 185), (-800, -600)])
         parts += [_Part(loop, (wall, wall + 10)), _Part(loop, (content, content), grow=-4.5, texture=8)]
-    for _ in range(14):  # nodes and collapsed loops: as dark and as large as tumors
+    for _ in range(14):  # nodes and collapsed loops: as dark or bright as tumors, and as large
         spot = (draw.number(-80, 80), draw.number(-40, 70), draw.number(-130, 10))
         node = _Cut(_Ellipsoid(spot, draw.radii(11, 11, 11, 0.4)), within=[trunk.room], gap=2)
-        parts.append(_Part(node, (draw.number(35, 90),) * 2, texture=4))
+        parts.append(_Part(node, (draw.pick([(35, 90), (35, 90), (130, 180)]),) * 2, texture=4))
     z = draw.number(-45, -25)
     colon = [
         (90, -12, -130),
