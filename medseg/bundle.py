@@ -19,6 +19,7 @@ from uuid import uuid4
 from medseg import __version__, data_half
 from medseg.errors import ConfigError
 from medseg.model_files import RECIPE, find_model, has_member, read_member
+from medseg.notices import notice
 from medseg.writing import aside
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
-NOT_A_DEVICE = "not a medical device"
-SYNTHETIC = "trained on synthetic data, not for patients"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Bundle:
     @property
     def notice(self) -> str:
         """What must stand beside every result of this model."""
-        return f"{NOT_A_DEVICE}; {SYNTHETIC}" if self.synthetic else NOT_A_DEVICE
+        return notice(synthetic=self.synthetic)
 
     def build(self, id: str) -> Any:
         """The object that `id` of the data half describes; see `medseg.data_half.build`.
@@ -210,7 +209,7 @@ def task_metadata(
     """MONAI's metadata of one trained task.
 
     Args:
-        base: the project's own `configs/metadata.json`; authors, license, references and the like come from there.
+        base: the project's own `configs/metadata.json`; authors, license, packages and versions come from there.
         recipe: merged recipe; channels, labels and sizes come from its data half.
         name: of the model.
         synthetic: whether all training cases were synthetic.
@@ -220,24 +219,28 @@ def task_metadata(
         Content of `metadata.json`, valid against MONAI's schema.
     """
     half = data_half.data_half(recipe)
-    notice = f"{NOT_A_DEVICE}; {SYNTHETIC}" if synthetic else NOT_A_DEVICE
+    classes = ", ".join(f"{value}: {label}" for label, value in half["labels"].items())
     return {
-        **base,
+        **{key: base[key] for key in SHARED if key in base},
         "schema": SCHEMA,
         "version": base.get("version", __version__),
         **{key: _installed_version(package) for key, package in VERSIONS.items()},
         "name": name,
         "task": f"Segmentation of {', '.join(half['regions'])} from {', '.join(half['channels'])} images",
         "description": str(recipe.get("_about_", base.get("description", ""))),
-        "intended_use": f"Research and teaching; {notice}.",
+        "intended_use": f"Research and teaching; {notice(synthetic=synthetic)}.",
         "data_type": "synthetic images" if synthetic else "medical images",
         "synthetic": synthetic,
-        "label_classes": ", ".join(f"{value}: {label}" for label, value in half["labels"].items()),
+        "data_source": "synthetic phantom" if synthetic else "the user's own",
+        "image_classes": ", ".join(half["channels"]),
+        "label_classes": classes,
+        "pred_classes": classes,
         "eval_metrics": dict(eval_metrics or {}),
         "network_data_format": _data_format(half),
     }
 
 
+SHARED = ("required_packages_version", "supported_apps", "authors", "copyright")  # with every task of this project
 VERSIONS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
 
 

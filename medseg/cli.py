@@ -17,6 +17,7 @@ import typer
 
 from medseg import __version__, launch
 from medseg.errors import ConfigError, DataError
+from medseg.notices import NOT_A_DEVICE, SYNTHETIC
 
 FAILED, UNEXPECTED, USAGE = 3, 1, 2  # exit codes: some cases failed, a defect, a wrong input or setting
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"medseg {__version__}, not a medical device")
+        typer.echo(f"medseg {__version__}, {NOT_A_DEVICE}")
         raise typer.Exit
 
 
@@ -137,13 +138,13 @@ def phantom(
 
     An abdomen CT with liver and tumors, to try medseg on.
     """
-    from medseg.data import PHANTOM_NOTICE, make_phantom
+    from medseg.data import make_phantom
 
     with _progress(cases) as (advance, _):
         made = make_phantom(
             out, cases=cases, shape=size, seed=seed, phases=phases, progress=lambda _done, _total: advance()
         )
-    typer.echo(f"{cases} synthetic cases in {made}; a model of them is {PHANTOM_NOTICE}")
+    typer.echo(f"{cases} synthetic cases in {made}; a model of them is {SYNTHETIC}")
 
 
 @app.command()

@@ -126,6 +126,9 @@ def contradictions(half: Recipe) -> list[str]:
             found.append(f"regions::{region}: names {named}; known are {dict(labels)}")
     if half.get("lesion_region") is not None and half["lesion_region"] not in regions:
         found.append(f"lesion_region: {half['lesion_region']!r} is not one of the regions ({', '.join(regions)})")
+    ignored = half.get("ignore_label")
+    if ignored is not None and (not isinstance(ignored, int) or not 0 < ignored < 256 or ignored in labels.values()):
+        found.append(f"ignore_label: is {ignored!r}; give a value from 1 to 255 that no label has")
     return found + _wrong_lengths(half)
 
 
@@ -199,6 +202,9 @@ def _instance(content: dict[str, Any], where: str) -> object:
     """Make the object that a component describes."""
     target = content["_target_"]
     found = _find_class(target, where)
+    downloads = [key for key in content if key.startswith("pretrained")]  # some of MONAI's networks fetch weights
+    if downloads:
+        raise ConfigError(f"{where}::{downloads[0]}: weights come from the bundle alone; remove it")
     arguments = {key: value for key, value in content.items() if key != "_target_" and key not in NOTES}
     try:
         return found(**arguments)

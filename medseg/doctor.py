@@ -12,6 +12,7 @@ import torch
 
 from medseg import __version__
 from medseg.errors import ConfigError
+from medseg.notices import NOT_A_DEVICE
 
 TRAIN = ("monai", "pytorch-ignite", "mlflow")
 
@@ -21,7 +22,7 @@ def report() -> list[tuple[str, str]]:
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
     cores = psutil.cpu_count(logical=False) or os.cpu_count()
     return [
-        ("medseg", f"{__version__}, not a medical device"),
+        ("medseg", f"{__version__}, {NOT_A_DEVICE}"),
         ("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
         ("Python", platform.python_version()),
         ("CPU", f"{cores} cores, torch uses {torch.get_num_threads()} threads"),

@@ -17,6 +17,7 @@ from scipy.ndimage import affine_transform
 from torch import Tensor
 
 from medseg.errors import DataError
+from medseg.geometry import grid_difference
 from medseg.geometry import spacing_mm as spacing_of
 from medseg.reading import Scan
 
@@ -124,8 +125,13 @@ class ScanToGrid:
         """
         grid = self.grid(scans[0].voxels.shape, scans[0].affine)
         first = resample(torch.from_numpy(to_working_axes(scans[0].voxels, grid)), grid, antialias=self.antialias)
-        others = [resample_onto(scan, grid) for scan in scans[1:]]
+        others = [self._further_channel(scan, scans[0], grid) for scan in scans[1:]]
         return torch.stack([self.intensity(channel) for channel in (first, *others)]), grid
+
+    def _further_channel(self, scan: Scan, first: Scan, grid: Grid) -> Tensor:
+        if grid_difference(scan.voxels.shape, scan.affine, first.voxels.shape, first.affine) is None:
+            return resample(torch.from_numpy(to_working_axes(scan.voxels, grid)), grid, antialias=self.antialias)
+        return resample_onto(scan, grid)
 
     def label(self, voxels: NDArray[np.integer], grid: Grid) -> Tensor:
         """Label map on the scan's grid `(X, Y, Z)` -> `(1, R, A, S)`, uint8, by nearest neighbor."""
@@ -180,20 +186,25 @@ def apply_along(weights: Tensor, image: Tensor, axis: int) -> Tensor:
 def resample_onto(scan: Scan, grid: Grid) -> Tensor:
     """Linear interpolation of another channel onto a working grid `(R, A, S)`, float32.
 
-    Outside that channel's field of view its lowest value stands.
+    Up to half a voxel beyond its outermost voxel centers a channel keeps their value; farther out its lowest value
+    stands.
 
     Raises:
         DataError: if the two fields of view do not overlap.
     """
     to_scan = np.linalg.inv(scan.affine) @ grid.affine
-    lowest = float(scan.voxels.min())
-    center = to_scan @ np.array([*(np.array(grid.shape) - 1) / 2, 1.0])
-    onto = affine_transform(
-        scan.voxels.astype(np.float32), to_scan[:3, :3], to_scan[:3, 3], grid.shape, order=1, cval=lowest
-    )
-    if np.ptp(onto) == 0 and not all(0 <= c <= n - 1 for c, n in zip(center, scan.voxels.shape, strict=False)):
+    outside = np.zeros(grid.shape, dtype=bool)
+    index = np.ogrid[tuple(slice(size) for size in grid.shape)]
+    for row, size in zip(to_scan[:3], scan.voxels.shape, strict=True):
+        position = row[0] * index[0] + row[1] * index[1] + row[2] * index[2] + row[3]
+        outside |= (position < -0.5) | (position > size - 0.5)
+    if outside.all():
         raise DataError(
             "a further channel does not overlap the first one in space; check that both were taken of the same patient "
             "and exported with their positions."
         )
+    onto = affine_transform(
+        scan.voxels.astype(np.float32), to_scan[:3, :3], to_scan[:3, 3], grid.shape, order=1, mode="nearest"
+    )
+    onto[outside] = scan.voxels.min()
     return torch.from_numpy(onto)

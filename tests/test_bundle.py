@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from medseg.bundle import open_bundle, task_metadata, without_absolute_paths, write_bundle
-from medseg.data import PHANTOM_NOTICE
 from medseg.errors import ConfigError
 from medseg.networks import UNet
+from medseg.notices import SYNTHETIC
 
 RECIPE = {
     "_about_": "liver and tumor",
@@ -115,7 +115,7 @@ def test_the_notice_says_when_the_data_were_synthetic(bundle, synthetic, says):
     opened = open_bundle(bundle)
     assert opened.synthetic is says
     assert "not a medical device" in opened.notice
-    assert (PHANTOM_NOTICE in opened.notice) is says
+    assert (SYNTHETIC in opened.notice) is says
 
 
 def test_the_metadata_of_a_task_keep_the_phantom_notice(bundle):
@@ -123,8 +123,8 @@ def test_the_metadata_of_a_task_keep_the_phantom_notice(bundle):
     write_bundle(bundle, recipe=RECIPE, metadata=metadata, state_dict=network().state_dict())
     opened = open_bundle(bundle)
     assert opened.name == "tiny"
-    assert PHANTOM_NOTICE in opened.notice
-    assert PHANTOM_NOTICE in opened.metadata["intended_use"]
+    assert SYNTHETIC in opened.notice
+    assert SYNTHETIC in opened.metadata["intended_use"]
 
 
 def test_folder_run_zip_and_run_id_open_the_same_bundle(tmp_path, bundle):

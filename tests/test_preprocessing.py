@@ -138,3 +138,22 @@ def test_the_scan_itself_stays_as_it_was() -> None:
     before = voxels.copy()
     ScanToGrid(spacing_mm=(0.9, 1.3, 3.1), intensity=Window(-100, 100))([Scan(voxels, np.diag([0.9, 1.3, 3.1, 1.0]))])
     assert np.array_equal(voxels, before)
+
+
+def test_a_second_channel_on_the_same_oblique_grid_loses_no_plane() -> None:
+    voxels = np.random.default_rng(5).integers(100, 300, SHAPE).astype(np.int16)
+    nearly_equal = oblique_affine()
+    nearly_equal[0, 3] += 3e-14
+    scans = [Scan(voxels, oblique_affine()), Scan(voxels, nearly_equal)]
+    image, _ = ScanToGrid(spacing_mm=(1.5, 1.5, 2.0), intensity=identity)(scans)
+    assert torch.allclose(image[0], image[1], atol=1e-3)
+
+
+def test_a_second_channel_keeps_its_edge_half_a_voxel_and_is_lowest_beyond() -> None:
+    first = Scan(np.zeros((9, 4, 4), np.int16), np.eye(4))
+    shifted = np.eye(4)
+    shifted[0, 3] = 2.4
+    second = Scan(np.full((5, 4, 4), 50, np.int16), shifted)
+    second.voxels[4, 3, 3] = -7
+    image, _ = ScanToGrid(spacing_mm=(1, 1, 1), intensity=identity)([first, second])
+    assert image[1, :, 0, 0].tolist() == [-7, -7, 50, 50, 50, 50, 50, -7, -7]

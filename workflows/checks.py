@@ -48,7 +48,17 @@ def recipe_problems(
         *_dangling(parser, recipe, references),
         *_wrong_targets(parser, recipe),
         *problems(recipe),
+        *_wrong_class_lists(recipe),
     ]
+
+
+def _wrong_class_lists(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Lists that need one entry a class, background included."""
+    classes = recipe.get("out_channels")
+    for id in ("class_ratios", "class_weights"):
+        content = recipe.get(id)
+        if isinstance(content, list) and isinstance(classes, int) and len(content) != classes:
+            yield f"{id}: has {len(content)} entries {content}, but there are {classes} classes; give one a class"
 
 
 def reached(recipe: Mapping[str, Any], ids: Collection[str]) -> set[str]:

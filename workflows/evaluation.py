@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from medseg.bundle import open_bundle
 from medseg.data import Cases, Sample
+from medseg.data_half import data_half
 from medseg.errors import ConfigError
 from medseg.geometry import voxel_volume_ml
 from medseg.metrics import mean_over_cases, region_overlap
 from medseg.preprocessing import Intensity, Window
 from medseg.reading import read_channels, read_label
 from medseg.report.pictures import overlay_picture
+from workflows import recipe
 from workflows.experiment import Experiment
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,11 @@ def labeled_cases(cases: Cases) -> list[Sample]:
     if not held_out:
         logger.info("no held-out cases with labels: judging the %d validation cases instead", len(cases.validation))
     return held_out or cases.validation
+
+
+def judged_split(cases: Cases) -> str:
+    """What `labeled_cases` gives: `"held_out"`, or `"best_validation"` for cases that have chosen the model."""
+    return "held_out" if any("label" in sample for sample in cases.test) else "best_validation"
 
 
 class CaseTable(Metric):
@@ -185,11 +192,20 @@ def evaluate(experiment: Experiment, evaluator: SupervisedEvaluator, network: nn
         model: bundle folder, run folder, zip or MLflow run id.
 
     Raises:
-        ConfigError: without a model.
+        ConfigError: without a model, or if it was trained with another data half than this recipe's.
     """
     if model is None:
         raise ConfigError("Evaluation needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
-    network.load_state_dict(open_bundle(model, runs_dir=experiment.output_dir).network().state_dict())
+    bundle = open_bundle(model, runs_dir=experiment.output_dir)
+    trained, asked = data_half(bundle.recipe), data_half(recipe.merged_recipe())
+    different = sorted(id for id in trained.keys() | asked.keys() if trained.get(id) != asked.get(id))
+    if different:
+        raise ConfigError(
+            f"The model was trained with another {', '.join(different)} than this recipe says; "
+            "evaluate it with its own: `--config_file` configs/recipe.json of its bundle."
+        )
+    network.load_state_dict(bundle.network().state_dict())
+    experiment.synthetic = bundle.synthetic  # what the pictures say is about the model
     with experiment.running():
         evaluator.run()
         experiment.summarize()

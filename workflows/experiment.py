@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,14 @@ from torch import Tensor
 
 from medseg import tracking
 from medseg.bundle import task_metadata, write_bundle
-from medseg.data import PHANTOM_NOTICE, Cases, fingerprint
+from medseg.data import Cases, fingerprint
+from medseg.notices import SYNTHETIC
 from workflows import recipe
+from workflows.failure import failure_line
 
 logger = logging.getLogger(__name__)
+
+PLACES = ("dataset_dir", "scans_dir", "model")  # of this machine: a bundle must not name them
 
 
 class Experiment:
@@ -70,13 +76,14 @@ class Experiment:
     @property
     def notice(self) -> str | None:
         """What must stand on every picture of this run."""
-        return PHANTOM_NOTICE if self.synthetic else None
+        return SYNTHETIC if self.synthetic else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Open the run and record what it is made of; close it as FINISHED, FAILED or KILLED."""
         self._run = tracking.start_run(runs_dir=self.output_dir, experiment=self.experiment_name, name=self.run_name)
-        before = signal.signal(signal.SIGTERM, _terminate)
+        in_main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
+        before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
         try:
             self.run.log_environment()
             self.run.log_recipe(recipe.merged_recipe(), recipe.overrides())
@@ -88,12 +95,13 @@ class Experiment:
             raise
         except Exception as error:
             (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            self.run.finish("FAILED", error=str(error))
+            self.run.finish("FAILED", error=failure_line(error))
             raise
         else:
             self.run.finish("FINISHED")
         finally:
-            signal.signal(signal.SIGTERM, before)
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, before)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep numbers of an epoch for the next `flush`."""
@@ -109,10 +117,14 @@ class Experiment:
 
         What held-out cases have shown by now goes into its metadata.
         """
-        merged = recipe.merged_recipe()
-        held_out = {name: value for name, value in self.results.items() if name.startswith("held_out_")}
+        merged = recipe.merged_recipe() | dict.fromkeys(PLACES)
+        held_out = {
+            name: round(value, 4)
+            for name, value in self.results.items()
+            if name.startswith("held_out_") and math.isfinite(value)
+        }
         metadata = task_metadata(
-            self.metadata, merged, name=self.run_name, synthetic=self.synthetic, eval_metrics=held_out
+            self.metadata, merged, name=self.folder.name, synthetic=self.synthetic, eval_metrics=held_out
         )
         write_bundle(self.folder / "bundle", recipe=merged, metadata=metadata, state_dict=weights)
 
@@ -123,10 +135,17 @@ class Experiment:
         )
         return weights
 
+    def record_bundle(self) -> None:
+        """Copy the bundle as it stands now into MLflow."""
+        bundle = self.folder / "bundle"
+        for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
+            self.run.log_file(path, f"bundle/{path.parent.relative_to(bundle).as_posix()}")
+
     def summarize(self) -> None:
         """Say where everything is."""
-        logger.info("bundle:   %s", self.folder / "bundle")
-        logger.info("pictures: %s", self.folder / "pictures")
+        for name in ("bundle", "pictures"):
+            if (self.folder / name).is_dir():
+                logger.info("%-9s %s", f"{name}:", self.folder / name)
         elsewhere = "MLFLOW_TRACKING_URI" in os.environ  # may hold a password, so it is not repeated
         store = "the store of MLFLOW_TRACKING_URI" if elsewhere else self.output_dir / "mlflow.db"
         logger.info("MLflow:   %s (open it with: medseg ui --runs %s)", store, self.output_dir)

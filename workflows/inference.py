@@ -1,7 +1,6 @@
 """Run id `inference`: the route of `medseg predict`, started from a recipe."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,23 @@ from monai.data import Dataset
 
 from medseg.bundle import open_bundle
 from medseg.data import Sample, find_scans
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 from medseg.inference import predict_folder
 
 logger = logging.getLogger(__name__)
 
 
-def scans_to_segment(scans_dir: str | None, channels: Sequence[str]) -> list[Sample]:
-    """The scans of a folder, or one file.
+def scans_to_segment(scans_dir: str | None, model: str | None, runs_dir: str) -> list[Sample]:
+    """The scans of a folder, or one file, with the channels of the model.
 
     Raises:
-        ConfigError: without a folder.
+        ConfigError: without scans or a model.
     """
     if scans_dir is None:
         raise ConfigError("Inference needs scans: add `--scans_dir FOLDER`.")
-    return find_scans(scans_dir, channels=channels)
+    if model is None:
+        raise ConfigError("Inference needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
+    return find_scans(scans_dir, channels=open_bundle(model, runs_dir=runs_dir).channels)
 
 
 class FolderInference:
@@ -37,9 +38,7 @@ class FolderInference:
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
     """
 
-    def __init__(
-        self, *, dataset: Dataset, output_dir: str, model: str | None, runs_dir: str, device: Any = "cpu"
-    ) -> None:
+    def __init__(self, *, dataset: Dataset, output_dir: str, model: str, runs_dir: str, device: Any = "cpu") -> None:
         self.samples, self.output_dir, self.model = dataset.data, Path(output_dir), model
         self.runs_dir, self.device = Path(runs_dir), str(device)
 
@@ -47,17 +46,17 @@ class FolderInference:
         """Segment every scan; one report row a case.
 
         Raises:
-            ConfigError: without a model.
+            DataError: if cases failed; the report and the other masks are written.
         """
-        if self.model is None:
-            raise ConfigError("Inference needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
         bundle = open_bundle(self.model, runs_dir=self.runs_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         rows = predict_folder(self.samples, self.output_dir, bundle, device=self.device)
         failed = [row for row in rows if row["status"] != "done"]
         for row in failed:
             logger.error("%s failed: %s", row["case_id"], row["message"])
-        logger.info(
-            "%d of %d cases done; report: %s", len(rows) - len(failed), len(rows), self.output_dir / "report.csv"
-        )
+        report = self.output_dir / "report.csv"
+        logger.info("%d of %d cases done; report: %s", len(rows) - len(failed), len(rows), report)
+        logger.info("This model is %s.", bundle.notice)
+        if failed:
+            raise DataError(f"{len(failed)} of {len(rows)} cases failed; {report.name} says why, the others are done.")
         return rows

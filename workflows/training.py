@@ -102,6 +102,7 @@ class FollowTraining:
     def __init__(self, experiment: Experiment, scheduler: LambdaLR) -> None:
         self.experiment, self.scheduler = experiment, scheduler
         self.losses: list[Tensor] = []
+        self.patches = 0
         self.epoch_started = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -112,22 +113,23 @@ class FollowTraining:
 
     def _start_epoch(self, engine: Engine) -> None:
         self.losses.clear()
+        self.patches = 0
         self.epoch_started = time.monotonic()
 
     def _follow_step(self, engine: Engine) -> None:
         self.losses.append(engine.state.output["loss"])
+        self.patches += engine.state.batch["image"].shape[0]
         self.scheduler.step()
 
     def _finish_epoch(self, engine: Engine) -> None:
         seconds = time.monotonic() - self.epoch_started
-        patches = len(self.losses) * engine.state.batch["image"].shape[0]
         loss = float(torch.stack(self.losses).mean())
         epoch = engine.state.epoch
         self.experiment.log_metrics(
             {
                 "train_loss": loss,
                 "learning_rate": float(self.scheduler.get_last_lr()[0]),
-                "patches_per_second": patches / seconds,
+                "patches_per_second": self.patches / seconds,
             },
             step=epoch,
         )
@@ -163,19 +165,29 @@ class KeepBest:
             torch.save({"epoch": epoch, "best": self.best, "network": self.network.state_dict(), **state}, path)
 
 
-def train(experiment: Experiment, trainer: SupervisedTrainer, test: SupervisedEvaluator, network: nn.Module) -> None:
+def train(
+    experiment: Experiment,
+    trainer: SupervisedTrainer,
+    validator: SupervisedEvaluator,
+    test: SupervisedEvaluator,
+    network: nn.Module,
+) -> None:
     """Run a training to its end: train, judge the best model on the held-out cases, close the run truthfully.
 
     Args:
         experiment: the run, opened here and closed as FINISHED, FAILED or KILLED.
         trainer: MONAI's trainer, its validator attached.
+        validator: judges the last epoch too, whatever the interval.
         test: judges the best weights at the end.
-        network: the network of both.
+        network: the network of all three.
     """
     with experiment.running():
         trainer.run()
+        if validator.state.epoch != trainer.state.epoch:
+            validator.run(trainer.state.epoch)
         best = experiment.best_weights()
         network.load_state_dict(best)
         test.run()
         experiment.write_bundle(best)
+        experiment.record_bundle()
         experiment.summarize()

@@ -2,10 +2,9 @@
 
 from medseg.data.contents import count_labels, fingerprint
 from medseg.data.datalist import Cases, Sample, find_cases, find_scans
-from medseg.data.phantom import PHANTOM_NOTICE, make_phantom, phantom_case
+from medseg.data.phantom import make_phantom, phantom_case
 
 __all__ = [
-    "PHANTOM_NOTICE",
     "Cases",
     "Sample",
     "count_labels",

@@ -37,6 +37,7 @@ def find_cases(
     dataset_dir: str | Path,
     *,
     channels: Sequence[str],
+    labels: Mapping[str, int] | None = None,
     fold: int = 0,
     folds: int = 5,
     seed: int = 0,
@@ -52,6 +53,7 @@ def find_cases(
     Args:
         dataset_dir: the data set's folder, or its CSV file.
         channels: the recipe's channel names, each of which every case must have.
+        labels: the recipe's label values; a name to which the data set gives another value is refused.
         fold: which fold validates.
         folds: how many folds.
         seed: of the shuffle.
@@ -60,14 +62,15 @@ def find_cases(
             column `patient` does, else each case is a patient.
 
     Raises:
-        DataError: if the layout is unknown, a file is missing or unpaired, a channel is missing, or a label lies on
-            another grid than its image.
+        DataError: if the layout is unknown, a file is missing or unpaired, a channel is missing, a label lies on
+            another grid than its image, or a label name has another value than the recipe's.
         ConfigError: if fold, folds, the fraction or the pattern do not fit the data set.
     """
     root = Path(dataset_dir)
     listing = read_listing(root, channels)
     if not listing.labeled:
         raise DataError(f"data set {root.name!r}: no labeled case in it ({listing.layout}); check the folder")
+    _check_label_values(listing.labels, labels or {})
     for sample in listing.labeled + [sample for sample in listing.test if "label" in sample]:
         _check_grids(sample, channels)
     case_ids = [sample["case_id"] for sample in listing.labeled]
@@ -86,6 +89,17 @@ def find_cases(
         [sample for sample in listing.labeled if sample["case_id"] in held_out] + listing.test,
         listing.layout,
     )
+
+
+def _check_label_values(found: Mapping[str, int], wanted: Mapping[str, int]) -> None:
+    """Refuse a data set whose `dataset.json` gives a label of the recipe another value."""
+    by_name = {name.lower(): value for name, value in found.items()}
+    for name, value in wanted.items():
+        if by_name.get(name.lower(), value) != value:
+            raise DataError(
+                f"dataset.json: label {name!r} is {by_name[name.lower()]}, the recipe's is {value}; "
+                "give the recipe's `labels` the data set's values"
+            )
 
 
 def find_scans(scans: str | Path, *, channels: Sequence[str]) -> list[Sample]:

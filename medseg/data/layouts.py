@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
@@ -31,12 +31,13 @@ class Sample(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout's reader found: labeled cases, test cases, and patients where the layout names them."""
+    """What a layout's reader found: cases; patients and label values where the layout names them."""
 
     layout: str
     labeled: list[Sample]
     test: list[Sample] = field(default_factory=list)
     patients: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_listing(root: Path, channels: Sequence[str]) -> Listing:
@@ -50,9 +51,15 @@ def read_listing(root: Path, channels: Sequence[str]) -> Listing:
     if (root / "dataset.json").is_file():
         description = read_json(root / "dataset.json")
         if "channel_names" in description:
-            return _read_nnunet(root, description["channel_names"], channels)
+            return replace(
+                _read_nnunet(root, description["channel_names"], channels),
+                labels=_label_values(description.get("labels", {})),
+            )
         if "training" in description:
-            return _read_msd(root, description, channels)
+            return replace(
+                _read_msd(root, description, channels),
+                labels=_label_values(description.get("labels", {})),
+            )
         raise DataError("dataset.json: neither 'training' (MSD) nor 'channel_names' (nnU-Net raw) in it; add one")
     for images, labels in FOLDER_PAIRS:
         if (root / images).is_dir() and (root / labels).is_dir():
@@ -60,6 +67,13 @@ def read_listing(root: Path, channels: Sequence[str]) -> Listing:
     if any(path.name.startswith("volume-") for path in scan_files(root, recursive=True)):
         return _read_lits(root, channels)
     raise DataError(f"data set {root.name!r}: no known layout in it; medseg reads {LAYOUTS}")
+
+
+def _label_values(labels: Mapping[str, Any]) -> dict[str, int]:
+    """Value of each label name; MSD writes `{"1": "liver"}`, nnU-Net `{"liver": 1}` (its regions are left out)."""
+    if all(key.isdigit() for key in labels):
+        return {str(name): int(value) for value, name in labels.items()}
+    return {name: value for name, value in labels.items() if isinstance(value, int)}
 
 
 def _read_msd(root: Path, description: Mapping[str, Any], channels: Sequence[str]) -> Listing:

@@ -23,9 +23,8 @@ from medseg.data.phantom_anatomy import Patient, draw_patient, paint_organs
 from medseg.data.phantom_painting import Canvas, Hu, Part, VoxelGrid, paint
 from medseg.data.phantom_shapes import Ellipsoid, Floats, Millimeters, Shape, Shrunk
 from medseg.errors import DataError
+from medseg.notices import SYNTHETIC
 from medseg.writing import write_nifti
-
-PHANTOM_NOTICE = "trained on synthetic data, not for patients"
 
 LABELS = {"background": 0, "liver": 1, "tumor": 2}
 PHASES = ("portal", "arterial")
@@ -151,7 +150,7 @@ def _liver_levels(rng: np.random.Generator, cases: int) -> list[float]:
 def _common_description() -> dict[str, Any]:
     return {
         "name": "medseg phantom",
-        "description": f"Synthetic contrast-enhanced abdomen CT, liver and tumors. Models: {PHANTOM_NOTICE}.",
+        "description": f"Synthetic contrast-enhanced abdomen CT, liver and tumors. Models: {SYNTHETIC}.",
         "reference": "medseg.data.make_phantom",
         "licence": "Apache-2.0",
         "synthetic": True,
@@ -292,7 +291,7 @@ def _acquire(rng: np.random.Generator, hu: Floats, patient: Patient, grid: Voxel
     """Scanner effects: partial volume, a slow drift of HU, correlated noise."""
     hu = gaussian_filter(hu, 0.45)
     noise = gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0.8, 0.8, 0.5))
-    noise *= np.float32(rng.uniform(7, 10)) / noise.std()
+    noise *= np.float32(rng.uniform(7, 9)) / noise.std()
     drift = patient.drift.on(grid.axes()) * 4 + rng.uniform(-4, 4)
     return np.clip(np.rint(hu + noise + drift), -1024, 3071).astype(np.int16)
 
@@ -356,11 +355,11 @@ def _lesion_parts(rng: np.random.Generator, center: Millimeters, radius: float, 
     shape: Shape = Shrunk(body, rng.uniform(0.0, 0.16) * radius)
     portal, arterial = rng.uniform(28, 46), rng.uniform(20, 45)
     if kind == "dark":
-        portal, arterial = max(-rng.uniform(38, 65), 25 - liver[0]), rng.uniform(-30, 25)  # brighter than a cyst
+        portal, arterial = max(-rng.uniform(40, 65), 25 - liver[0]), rng.uniform(-30, 25)  # brighter than a cyst
     inside = (liver[0] + portal, liver[1] + arterial)
     parts = [Part(shape, inside, label=2, only_in=1, in_mm=True, texture=4)]
-    if kind == "dark" and radius > 9 and rng.random() < 0.4:  # a rim that takes up contrast, or a dead core
-        rim = rng.uniform(-5, 22)
+    if kind == "dark" and radius > 9 and rng.random() < 0.25:  # a rim that takes up contrast, or a dead core
+        rim = rng.uniform(8, 25)
         parts = [
             Part(shape, (liver[0] + rim, liver[1] + rim + 20), label=2, only_in=1, in_mm=True),
             Part(shape, inside, grow=-rng.uniform(2.5, 3.5), only_in=2, in_mm=True, texture=4),

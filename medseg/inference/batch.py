@@ -13,6 +13,7 @@ from medseg.data import Sample
 from medseg.errors import DataError
 from medseg.inference.predictor import Predictor
 from medseg.memory import peak_memory_mb
+from medseg.notices import SYNTHETIC
 from medseg.reading import read_channels
 from medseg.report.measurements import measure, write_csv
 from medseg.writing import write_nifti
@@ -56,7 +57,8 @@ def predict_folder(
         One row a case, with the columns of `report_columns`.
     """
     predictor = Predictor.from_bundle(bundle, device=device)
-    settings = {"model": f"{bundle.name} {bundle.version}", "precision": bundle.precision, "device": device}
+    model = f"{bundle.name} {bundle.version}" + (f" ({SYNTHETIC})" if bundle.synthetic else "")
+    settings = {"model": model, "precision": bundle.precision, "device": device}
     rows: list[Row] = []
     lesions: list[Row] = []
     for sample in samples:
@@ -72,18 +74,27 @@ def predict_folder(
             lesions += [{"case_id": sample["case_id"], **lesion} for lesion in found]
         row |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_mb": _peak_memory_mb(device)}
         rows.append(row)
-        write_csv(out / "report.csv", rows, report_columns(bundle.regions))
-        if bundle.lesion_region:
-            write_csv(out / "lesions.csv", lesions, LESION_COLUMNS)
+        try:
+            _write_tables(out, rows, lesions, bundle)
+        except OSError as error:  # a spreadsheet holds the file on Windows: the next case tries again
+            logger.warning("report.csv cannot be written now (%s); close it", type(error).__name__)
         if on_row:
             on_row(row)
+    _write_tables(out, rows, lesions, bundle)
     return rows
 
 
+def _write_tables(out: Path, rows: Sequence[Row], lesions: Sequence[Row], bundle: Bundle) -> None:
+    write_csv(out / "report.csv", rows, report_columns(bundle.regions))
+    if bundle.lesion_region:
+        write_csv(out / "lesions.csv", lesions, LESION_COLUMNS)
+
+
 def _segment(sample: Sample, out: Path, bundle: Bundle, predictor: Predictor) -> tuple[Row, list[Row], tuple[str, ...]]:
+    target = out / f"{sample['case_id']}_seg.nii.gz"
+    target.unlink(missing_ok=True)  # an earlier run's mask must not stand beside a failed row
     scans = read_channels(sample["image"], bundle.channels)
     label = predictor(scans)
-    target = out / f"{sample['case_id']}_seg.nii.gz"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_nifti(label, scans[0].affine, target)
     measured, lesions = measure(label, scans[0].affine, regions=bundle.regions, lesion_region=bundle.lesion_region)

@@ -42,7 +42,7 @@ def serve_ui(
     uri = store_uri(runs_dir)
     if is_server(uri):
         raise ConfigError(f"MLFLOW_TRACKING_URI is {without_password(uri)}: open that page, or unset it")
-    if uri.endswith("/mlflow.db") and not (runs_dir / "mlflow.db").exists():
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (runs_dir / "mlflow.db").exists():
         raise ConfigError(f"no runs recorded in {runs_dir} (mlflow.db is missing): train first, or give --runs")
     prepare()
     with socket.socket() as probe:
@@ -68,11 +68,12 @@ def serve_ui(
 
 def _answers(server: subprocess.Popen[bytes], address: str) -> bool:
     """Wait until the server answers; False if it ends before."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see this machine's pages
     while server.poll() is None:
         try:
-            with urllib.request.urlopen(address, timeout=1):
+            with direct.open(address, timeout=1):
                 return True
-        except (urllib.error.URLError, TimeoutError):
+        except OSError:  # refused, reset or timed out: still starting
             time.sleep(0.5)
     return False
 

@@ -602,3 +602,11 @@ def test_hippocampus_folder_is_found_as_it_is(shared_data):
     assert len(cases.training) + len(cases.validation) + len(cases.test) == 64
     assert len(cases.test) == 13
     assert all(Path(sample["image"]).name == Path(sample["label"]).name for sample in cases.training)
+
+
+@pytest.mark.parametrize("write", [write_msd, write_nnunet])
+def test_a_label_with_another_value_than_the_recipes_is_refused(tmp_path, write):
+    root = write(tmp_path / "data")
+    assert find_cases(root, channels=["CT"], labels={"background": 0, "Liver": 1, "tumor": 2}).training
+    with pytest.raises(DataError, match=r"dataset\.json: label 'liver' is 1, the recipe's is 2"):
+        find_cases(root, channels=["CT"], labels={"background": 0, "tumor": 1, "liver": 2})

@@ -9,8 +9,9 @@ from scipy.ndimage import label as connected
 from scipy.ndimage import map_coordinates
 
 import medseg.data.phantom as phantom_module
-from medseg.data.phantom import PHANTOM_NOTICE, make_phantom, phantom_case
+from medseg.data.phantom import make_phantom, phantom_case
 from medseg.errors import DataError
+from medseg.notices import SYNTHETIC
 
 SMALL = (48, 40, 24)
 
@@ -63,7 +64,7 @@ def test_the_msd_layout_is_complete(folder):
     assert described["labels"] == {"0": "background", "1": "liver", "2": "tumor"}
     assert described["modality"] == {"0": "CT"}
     assert described["synthetic"] is True
-    assert PHANTOM_NOTICE in described["description"]
+    assert SYNTHETIC in described["description"]
     assert {"name", "reference", "licence", "tensorImageSize"} <= described.keys()
     assert (described["numTraining"], described["numTest"]) == (6, 2)
     listed = [entry[key] for entry in described["training"] for key in ("image", "label")]

@@ -18,11 +18,14 @@ from mlflow.tracking import MlflowClient
 from monai.bundle import ConfigWorkflow
 
 from medseg.bundle import open_bundle
-from medseg.data import PHANTOM_NOTICE, find_cases, make_phantom
+from medseg.data import find_cases, make_phantom
+from medseg.notices import SYNTHETIC
 
 CHECKOUT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
+
+COUNTED = "$losses.class_weights(data.count_labels(@cases.training, @out_channels, ignore_label=@ignore_label))"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def trained(phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPath
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "held_out, 2 cases: Dice liver" in done.stdout
-    assert PHANTOM_NOTICE in done.stdout
+    assert SYNTHETIC in done.stdout
     (folder,) = (path.parent for path in runs.glob("*/run.json"))
     return folder
 
@@ -49,6 +52,7 @@ def test_a_training_leaves_a_whole_bundle_pictures_tables_and_a_finished_run(tra
     bundle = open_bundle(trained)
     assert bundle.synthetic
     assert bundle.recipe["spacing_mm"] == [8.0, 8.0, 12.0]
+    assert 0 <= bundle.metadata["eval_metrics"]["held_out_liver_dice"] <= 1
     assert bundle.network()(torch.zeros(1, 1, 16, 16, 8)).shape == (1, 3, 16, 16, 8)
     assert sorted(path.name for path in (trained / "pictures").iterdir()) == ["held_out_best.png", "held_out_worst.png"]
 
@@ -62,7 +66,7 @@ def test_a_training_leaves_a_whole_bundle_pictures_tables_and_a_finished_run(tra
         run.data.metrics
     )
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"validation_cases.csv", "held_out_cases.csv", "pictures", "recipe.json"} <= artifacts
+    assert {"bundle", "validation_cases.csv", "held_out_cases.csv", "pictures", "recipe.json"} <= artifacts
 
 
 def test_the_best_model_is_the_one_that_validation_found_best(trained: Path) -> None:
@@ -130,9 +134,26 @@ def test_the_recipe_has_all_properties_that_monai_checks(
         assert workflow.check_properties() == []
 
 
+def test_a_model_of_another_recipe_is_not_judged(trained: Path, phantom: Path, bundle_run: Callable[..., Path]) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        bundle_run("evaluation", dataset_dir=str(phantom), model=str(trained), spacing_mm=[9.0, 9.0, 12.0])
+    assert "trained with another scan_to_grid, spacing_mm than this recipe" in str(raised.value.__cause__)
+
+
+def test_the_last_epoch_is_judged_whatever_the_interval(phantom: Path, bundle_run: Callable[..., Path]) -> None:
+    folder = bundle_run("training", dataset_dir=str(phantom), val_interval=5, max_epochs=1, device="cpu")
+    assert open_bundle(folder).network()
+
+
 def test_slices_train_and_predict(phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path) -> None:
     folder = bundle_run(
-        "training", "configs/slices_2d.json", dataset_dir=str(phantom), patch_size=[32, 32], max_epochs=1, device="cpu"
+        "training",
+        "configs/slices_2d.json",
+        dataset_dir=str(phantom),
+        patch_size=[32, 32],
+        max_epochs=1,
+        device="cpu",
+        class_weights=COUNTED,
     )
     bundle = open_bundle(folder)
     assert bundle.recipe["spatial_dims"] == 2
@@ -183,6 +204,7 @@ def test_a_failed_training_is_failed_in_mlflow(phantom: Path, bundle_run: Callab
     run = client.get_run(json.loads((folder / "run.json").read_text())["run_id"])
     assert run.info.status == "FAILED"
     assert "lower `learning_rate`" in (folder / "error.txt").read_text()
+    assert "lower `learning_rate`" in run.data.tags["error"]
 
 
 def test_training_and_prediction_work_with_spawned_workers(phantom: Path, tiny_overlay: Path, tmp_path: Path) -> None:

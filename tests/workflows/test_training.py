@@ -1,3 +1,5 @@
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +8,7 @@ from torch import nn
 
 from medseg.losses import DiceCrossEntropy
 from medseg.networks import UNet
-from workflows.training import TrainingStep, WarmupCosine, warmup_cosine
+from workflows.training import KeepBest, TrainingStep, WarmupCosine, warmup_cosine
 
 
 def engine_for(network: nn.Module, *, learning_rate: float = 0.01) -> SimpleNamespace:
@@ -75,3 +77,22 @@ def test_a_loss_that_is_not_finite_stops_the_training_with_advice() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match='precision is "bfloat16" or "float32", got \'float16\''):
         TrainingStep(precision="float16")
+
+
+def test_the_best_weights_are_kept_and_later_worse_ones_are_not() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    written: list[float] = []
+    experiment = SimpleNamespace(
+        folder=Path(tempfile.mkdtemp()),
+        write_bundle=lambda weights: written.append(float(weights["weight"])),
+        log_metrics=lambda metrics, step: None,
+    )
+    keep = KeepBest(experiment, network, {"network_again": network})
+    for epoch, (weight, score) in enumerate([(1.0, 0.5), (2.0, 0.8), (3.0, 0.3)], start=1):
+        nn.init.constant_(network.weight, weight)
+        state = SimpleNamespace(metrics={"mean_dice": score}, key_metric_name="mean_dice", epoch=epoch)
+        keep._keep(SimpleNamespace(state=state))
+    assert written == [1.0, 2.0]
+    checkpoint = torch.load(experiment.folder / "checkpoint.pt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["best"]) == (3, 0.8)
+    assert float(checkpoint["network"]["weight"]) == 3.0
