@@ -164,7 +164,7 @@ def _draw_trunk(draw: _Draw, liver_hu: Hu) -> _Trunk:
         Ellipsoid((-55, -5, right - 105), (80, 90, draw.number(88, 98))),
         Ellipsoid((0, 0, -500), (FLAT, FLAT, 480)),
     ]
-    muscle_hu = 26 + 0.55 * liver_hu[0] + draw.number(-10, 12)  # both take up contrast: near, whatever the timing
+    muscle_hu = 20 + 0.46 * liver_hu[0] + draw.number(-8, 8)  # both take up contrast: near, whatever the timing
     abdomen = Blend(domes, 25)
     column = Ellipsoid((0, -55, 0), (27, 24, FLAT))
     room = Cut(cavity, within=[abdomen], without=[column])
