@@ -127,8 +127,9 @@ def contradictions(half: Recipe) -> list[str]:
     if half.get("lesion_region") is not None and half["lesion_region"] not in regions:
         found.append(f"lesion_region: {half['lesion_region']!r} is not one of the regions ({', '.join(regions)})")
     ignored = half.get("ignore_label")
-    if ignored is not None and (not isinstance(ignored, int) or not 0 < ignored < 256 or ignored in labels.values()):
-        found.append(f"ignore_label: is {ignored!r}; give a value from 1 to 255 that no label has")
+    judged = {value for values in regions.values() for value in values}
+    if ignored is not None and (not isinstance(ignored, int) or not 0 < ignored < 256 or ignored in judged):
+        found.append(f"ignore_label: is {ignored!r}; give a value from 1 to 255 that no region has")
     return found + _wrong_lengths(half)
 
 

@@ -210,3 +210,9 @@ def test_the_ignored_value_is_no_class():
     labels = {"background": 0, "liver": 1, "tumor": 2, "unknown": 255}
     assert contradictions({"labels": labels, "out_channels": 3, "ignore_label": 255}) == []
     assert "set it to 256" in contradictions({"labels": labels, "out_channels": 3})[0]
+
+
+@pytest.mark.parametrize("ignored", [0, 2, -1, 256, "none"])
+def test_an_ignored_value_that_a_region_has_or_no_file_can_hold_is_refused(ignored):
+    half = {"labels": {"background": 0, "liver": 1, "tumor": 2}, "regions": {"tumor": [2]}, "ignore_label": ignored}
+    assert f"ignore_label: is {ignored!r}; give a value from 1 to 255" in contradictions(half)[-1]
