@@ -3,10 +3,13 @@
 import os
 import re
 import sys
+import threading
 import traceback
 from types import TracebackType
 
 from medseg.errors import ConfigError, DataError
+
+LONGEST_CASE_S = 120  # nobody waits longer than this for a line about an error
 
 # an error from a data-loading process comes as text, with its traceback in it
 IN_WORKER = re.compile(r"^medseg\.errors\.(DataError|ConfigError): (.+)$", re.MULTILINE)
@@ -47,10 +50,21 @@ def _one_line(kind: str, message: str) -> str:
     return f"medseg: {kind}: {'; '.join(line.strip() for line in message.splitlines() if line.strip())}"
 
 
+def _wait_for_pools() -> None:
+    """Let MONAI's caching threads finish the case they are at.
+
+    Python ends such a thread inside the C++ code it runs, and the process then aborts with words below ours.
+    """
+    for thread in threading.enumerate():
+        if thread.daemon and "(worker)" in thread.name:  # as multiprocessing.pool names its threads
+            thread.join(timeout=LONGEST_CASE_S)
+
+
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if os.environ.get("MEDSEG_ONE_LINE") != "1":
         traceback.print_exception(kind, error, trace)
     line = "medseg: stopped by Ctrl-C" if issubclass(kind, KeyboardInterrupt) else failure_line(error)
+    _wait_for_pools()
     sys.stdout.flush()
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

@@ -1,12 +1,14 @@
 import subprocess
 import sys
+import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from medseg.errors import ConfigError, DataError
-from workflows.failure import failure_line
+from workflows.failure import end_with_our_line, failure_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,3 +128,18 @@ def test_stopping_by_hand_is_no_fault(monkeypatch):
     done = run_failing("raise KeyboardInterrupt", None)
     assert done.returncode != 0
     assert done.stderr == "medseg: stopped by Ctrl-C\n"
+
+
+def test_a_failure_waits_for_the_pool_that_still_reads(monkeypatch, capsys):
+    done = []
+    pool = ThreadPool(1)
+    pool.apply_async(lambda: (time.sleep(0.3), done.append(True)))
+    time.sleep(0.05)  # the thread is at its case
+    pool.close()  # as leaving MONAI's `with ThreadPool(...)` does, no further case follows
+    monkeypatch.setenv("MEDSEG_ONE_LINE", "1")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    end_with_our_line()
+    error = DataError("case 'a': broken")
+    sys.excepthook(DataError, error, None)
+    assert done
+    assert capsys.readouterr().err == "medseg: DataError: case 'a': broken\n"
