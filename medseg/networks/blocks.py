@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from medseg.errors import ConfigError
 
-NormName = Literal["instance", "batch"]
+NormName = Literal["instance", "batch"] | None
 ActivationName = Literal["relu", "leaky_relu"]
+InterpolationName = Literal["linear", "nearest"]
 PerLevel = int | Sequence[int | Sequence[int]]  # one number, or one a level; that again one number, or one an axis
 
 Key = TypeVar("Key")
@@ -21,6 +22,7 @@ TRANSPOSED_CONV: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] 
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
+MAX_POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d, 3: nn.Dropout3d}  # whole channels
 LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
@@ -88,15 +90,29 @@ def conv_norm(
     *,
     kernel_size: int | Sequence[int] = 3,
     stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
     norm: NormName = "instance",
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Convolution that keeps the grid (or divides it by `stride`, rounding up), dropout of whole channels, norm."""
-    kernel, step = per_axis(kernel_size, spatial_dims), per_axis(stride, spatial_dims)
-    padding = tuple(size // 2 for size in kernel)
-    conv = CONV[spatial_dims](in_channels, out_channels, kernel, step, padding, bias=False)  # type: ignore[arg-type]
+    """Convolution that keeps the grid (or divides it by `stride`, rounding up), dropout of whole channels, norm.
+
+    The convolution has a bias only where no norm follows (`norm=None`).
+    """
+    kernel, step, spread = (per_axis(value, spatial_dims) for value in (kernel_size, stride, dilation))
+    padding = tuple(size // 2 * rate for size, rate in zip(kernel, spread, strict=True))
+    conv = CONV[spatial_dims](
+        in_channels,
+        out_channels,
+        kernel,  # type: ignore[arg-type]
+        step,  # type: ignore[arg-type]
+        padding,  # type: ignore[arg-type]
+        spread,  # type: ignore[arg-type]
+        groups,
+        bias=norm is None,
+    )
     drop = [DROPOUT[spatial_dims](dropout)] if dropout else []
-    return nn.Sequential(conv, *drop, choose(NORM, "norm", norm)(out_channels))
+    return nn.Sequential(conv, *drop, *norm_layers(norm, out_channels))
 
 
 def conv_norm_act(
@@ -106,6 +122,8 @@ def conv_norm_act(
     *,
     kernel_size: int | Sequence[int] = 3,
     stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
     norm: NormName = "instance",
     activation: ActivationName = "relu",
     dropout: float = 0.0,
@@ -117,10 +135,22 @@ def conv_norm_act(
         out_channels,
         kernel_size=kernel_size,
         stride=stride,
+        dilation=dilation,
+        groups=groups,
         norm=norm,
         dropout=dropout,
     )
-    return block.append(choose(ACTIVATION, "activation", activation)(inplace=True))
+    return block.append(activation_layer(activation))
+
+
+def norm_layers(norm: NormName, channels: int) -> list[nn.Module]:
+    """The norm in a list; an empty list without one."""
+    return [] if norm is None else [choose(NORM, "norm", norm)(channels)]
+
+
+def activation_layer(activation: ActivationName) -> nn.Module:
+    """The activation, working in place."""
+    return choose(ACTIVATION, "activation", activation)(inplace=True)
 
 
 class ResidualBlock(nn.Module):
@@ -160,7 +190,7 @@ class ResidualBlock(nn.Module):
             if keeps_shape
             else conv_norm(spatial_dims, in_channels, out_channels, kernel_size=1, stride=stride, norm=norm)
         )
-        self.activation = ACTIVATION[activation](inplace=True)
+        self.activation = activation_layer(activation)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial / stride)`, rounded up."""
@@ -168,12 +198,45 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def resize_like(features: Tensor, reference: Tensor) -> Tensor:
-    """Interpolate `features` to the grid of `reference`; odd sizes need no padding."""
-    size = reference.shape[2:]
-    if features.shape[2:] == size:
+def resize(features: Tensor, size: Sequence[int], interpolation: InterpolationName = "linear") -> Tensor:
+    """Interpolate `features` `(B, C, *spatial)` to the grid `size` (`align_corners=False`)."""
+    if features.shape[2:] == torch.Size(size):
         return features
+    if interpolation == "nearest":
+        return F.interpolate(features, size, mode="nearest")
     return F.interpolate(features, size, mode=LINEAR_MODE[len(size)], align_corners=False)
+
+
+def resize_like(features: Tensor, reference: Tensor, interpolation: InterpolationName = "linear") -> Tensor:
+    """Interpolate `features` to the grid of `reference`; odd sizes need no padding."""
+    return resize(features, reference.shape[2:], interpolation)
+
+
+def average_bins(features: Tensor, bins: int | Sequence[int]) -> Tensor:
+    """Means over `bins` nearly equal parts of each axis, as torch's adaptive average pooling.
+
+    One small matrix an axis instead of torch's kernel: the same in 2D and 3D, deterministic backward on a GPU, and
+    exported to ONNX for any size.
+
+    Args:
+        features: `(B, C, *spatial)`.
+        bins: parts of every axis, or one number an axis.
+
+    Returns:
+        `(B, C, *bins)`; bin `i` of `n` averages the voxels from `floor(i * size / n)` to `ceil((i + 1) * size / n)`.
+    """
+    spatial_dims = features.ndim - 2
+    for axis, count in enumerate(per_axis(bins, spatial_dims), start=2):
+        size = features.shape[axis]
+        position, part = (
+            torch.arange(size, device=features.device),
+            torch.arange(count, device=features.device)[:, None],
+        )
+        inside = (position >= part * size // count) & (position < ((part + 1) * size + count - 1) // count)
+        weights = inside.to(features.dtype)
+        weights = weights / weights.sum(1, keepdim=True)
+        features = torch.movedim(torch.movedim(features, axis, -1) @ weights.T, -1, axis)
+    return features
 
 
 def crop_like(features: Tensor, reference: Tensor) -> Tensor:

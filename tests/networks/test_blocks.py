@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import (
     BatchNorm,
     InstanceNorm,
     ResidualBlock,
+    average_bins,
+    conv_norm,
     conv_norm_act,
     crop_like,
     per_axis,
@@ -116,3 +119,23 @@ def test_one_number_stands_for_every_axis():
 def test_a_list_of_wrong_length_is_refused():
     with pytest.raises(ConfigError, match=r"got \[1, 2\] for 3 axes; give one number, or one for each axis"):
         per_axis([1, 2], 3)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_bins_are_averaged_as_torch_does(spatial_dims, bins):
+    features = torch.randn(2, 3, *SIZE[:spatial_dims], dtype=torch.float64)
+    pool = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[spatial_dims]
+    torch.testing.assert_close(average_bins(features, bins), pool(features, bins))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_dilated_convolution_keeps_the_grid(spatial_dims):
+    size = SIZE[:spatial_dims]
+    assert conv_norm_act(spatial_dims, 2, 4, dilation=3)(torch.randn(1, 2, *size)).shape == (1, 4, *size)
+
+
+def test_a_convolution_has_a_bias_only_without_a_norm():
+    assert conv_norm(2, 3, 4, norm=None)[0].bias is not None
+    assert len(conv_norm(2, 3, 4, norm=None)) == 1
+    assert conv_norm(2, 3, 4, norm="batch")[0].bias is None
