@@ -130,7 +130,7 @@ def contradictions(half: Recipe) -> list[str]:
     judged = {value for values in regions.values() for value in values}
     if ignored is not None and (not isinstance(ignored, int) or not 0 < ignored < 256 or ignored in judged):
         found.append(f"ignore_label: is {ignored!r}; give a value from 1 to 255 that no region has")
-    return found + _wrong_lengths(half)
+    return found + _wrong_lengths(half) + _wrong_dimensions(half)
 
 
 def _clashes(labels: Mapping[str, int]) -> list[str]:
@@ -148,6 +148,19 @@ def _wrong_lengths(half: Recipe) -> list[str]:
         f"{id}: has {len(half[id])} lengths {half[id]}, but spatial_dims is {spatial_dims}; give one an axis"
         for id, lengths in allowed.items()
         if spatial_dims is not None and isinstance(half.get(id), list) and len(half[id]) not in lengths
+    ]
+
+
+def _wrong_dimensions(half: Recipe) -> list[str]:
+    network_def, spatial_dims = half.get("network_def"), half.get("spatial_dims")
+    while isinstance(network_def, Mapping) and "network" in network_def:  # as in PadToMultiple
+        network_def = network_def["network"]
+    own = network_def.get("spatial_dims", spatial_dims) if isinstance(network_def, Mapping) else spatial_dims
+    if own == spatial_dims:
+        return []
+    return [
+        f"network_def::spatial_dims: is {own}, but the recipe's spatial_dims is {spatial_dims}; take the network's "
+        f"{spatial_dims}D form, or the recipe's {own}D one (configs/slices_2d.json makes 2D of 3D)"
     ]
 
 
@@ -206,7 +219,9 @@ def _instance(content: dict[str, Any], where: str) -> object:
     downloads = [key for key in content if key.startswith("pretrained")]  # some of MONAI's networks fetch weights
     if downloads:
         raise ConfigError(f"{where}::{downloads[0]}: weights come from the bundle alone; remove it")
-    arguments = {key: value for key, value in content.items() if key != "_target_" and key not in NOTES}
+    # the bundle's own weights are loaded next: files that a training started from are not opened, nor need they be there
+    left_out = ("_target_", *NOTES, *(("weights",) if target.startswith("medseg.networks") else ()))
+    arguments = {key: value for key, value in content.items() if key not in left_out}
     try:
         return found(**arguments)
     except (TypeError, ValueError) as error:
