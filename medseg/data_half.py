@@ -219,7 +219,7 @@ def _instance(content: dict[str, Any], where: str) -> object:
     downloads = [key for key in content if key.startswith("pretrained")]  # some of MONAI's networks fetch weights
     if downloads:
         raise ConfigError(f"{where}::{downloads[0]}: weights come from the bundle alone; remove it")
-    # the bundle's own weights are loaded next: files that a training started from are not opened, nor need they be there
+    # the bundle's own weights are loaded next: the files that a training started from need not be there
     left_out = ("_target_", *NOTES, *(("weights",) if target.startswith("medseg.networks") else ()))
     arguments = {key: value for key, value in content.items() if key not in left_out}
     try:
