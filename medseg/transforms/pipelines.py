@@ -1,7 +1,6 @@
 """The pipelines of training and validation, composed of the steps that prediction uses."""
 
 from collections.abc import Mapping, Sequence
-from math import radians
 
 import torch
 from monai.transforms import (
@@ -9,13 +8,7 @@ from monai.transforms import (
     Compose,
     DeleteItemsd,
     EnsureTyped,
-    RandAdjustContrastd,
-    RandAffined,
     RandCropByLabelClassesd,
-    RandFlipd,
-    RandGaussianNoised,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
     SelectItemsd,
     Transform,
 )
@@ -77,47 +70,3 @@ def training_patches(
             EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
         ]
     )
-
-
-def augmentation(
-    spatial_dims: int,
-    *,
-    flip_axes: Sequence[int] = (),
-    rotation_degrees: float = 10.0,
-    scaling: float = 0.1,
-    spatial_probability: float = 0.3,
-    noise: float = 0.02,
-    brightness: float = 0.1,
-    contrast: float = 0.1,
-    intensity_probability: float = 0.3,
-) -> list[Transform]:
-    """Random flips, rotation with scaling, noise, brightness, contrast and gamma for patches.
-
-    Args:
-        spatial_dims: 2 or 3.
-        flip_axes: axes mirrored with probability one half; an abdomen has a left and a right, so none by default.
-        rotation_degrees: largest angle about each axis.
-        scaling: largest relative change of size.
-        spatial_probability: how often rotation with scaling happens.
-        noise: standard deviation of Gaussian noise, in units of the prepared image.
-        brightness: largest shift, in units of the prepared image.
-        contrast: largest relative change of contrast, and of the exponent of gamma.
-        intensity_probability: how often each change of intensity happens.
-    """
-    keys = ("image", "label")
-    angle = radians(rotation_degrees)
-    return [
-        *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flip_axes),
-        RandAffined(
-            keys,
-            prob=spatial_probability,
-            rotate_range=[angle] * (1 if spatial_dims == 2 else 3),
-            scale_range=[scaling] * spatial_dims,
-            mode=("bilinear", "nearest"),
-            padding_mode="border",
-        ),
-        RandGaussianNoised("image", prob=intensity_probability, std=noise),
-        RandShiftIntensityd("image", offsets=brightness, prob=intensity_probability),
-        RandScaleIntensityd("image", factors=contrast, prob=intensity_probability),
-        RandAdjustContrastd("image", prob=intensity_probability, gamma=(1 - contrast, 1 + contrast)),
-    ]
