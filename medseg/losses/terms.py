@@ -1,0 +1,102 @@
+"""The terms that losses add: soft overlap (Dice, Tversky) and weighted cross-entropy (focal or not)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medseg.losses.targets import SoftmaxVoxels
+
+SMOOTH = 1e-5  # as MONAI, in numerator and denominator of Dice and Tversky
+
+
+class Sums(NamedTuple):
+    """Softly counted voxels of each class or region, each `(B, N)`."""
+
+    overlap: Tensor
+    predicted: Tensor
+    reference: Tensor
+    counted: Tensor | None  # which of them have a known reference in the sample; all if None
+
+
+def dice_loss(sums: Sums, *, batch_dice: bool) -> Tensor:
+    """1 - mean soft Dice."""
+    return tversky_loss(sums, alpha=0.5, beta=0.5, batch_dice=batch_dice, smooth=SMOOTH / 2)  # Dice counts twice
+
+
+def tversky_loss(sums: Sums, *, alpha: float, beta: float, batch_dice: bool, smooth: float = SMOOTH) -> Tensor:
+    """1 - mean of overlap / (overlap + alpha * false positives + beta * false negatives).
+
+    The mean goes over samples and classes, with `batch_dice` over the classes of the batch; 0 if none counts.
+    """
+    overlap, predicted, reference, counted = sums
+    if batch_dice:
+        if counted is not None:
+            overlap, predicted, reference = overlap * counted, predicted * counted, reference * counted
+            counted = counted.any(0)
+        overlap, predicted, reference = overlap.sum(0), predicted.sum(0), reference.sum(0)
+    union = (1 - alpha - beta) * overlap + alpha * predicted + beta * reference
+    score = (overlap + smooth) / (union + smooth)
+    if counted is None:
+        return 1 - score.mean()
+    return ((1 - score) * counted).sum() / counted.sum().clamp_min(1)
+
+
+def class_sums(voxels: SoftmaxVoxels, *, include_background: bool) -> Sums:
+    """Sums of each class, without a one-hot label; then of each merged set as if it were one class.
+
+    A sample that has voxels of a set does not know its classes one by one: they do not count there, the set does.
+    """
+    log_probabilities, log_true, target, valid, sets = voxels
+    probabilities, p_true = log_probabilities.exp(), log_true.exp()
+    if valid is not None:
+        probabilities = probabilities * valid
+    overlap, reference = [], []
+    for index in range(len(sets)):
+        is_set = target == index if valid is None else (target == index) & valid
+        overlap.append((p_true * is_set).flatten(1).sum(1))
+        reference.append(is_set.flatten(1).sum(1))
+    predicted = probabilities.flatten(2).sum(2)
+    judged = [index for index, members in enumerate(sets) if include_background or 0 not in members]
+    return Sums(
+        torch.stack([overlap[index] for index in judged], dim=1),
+        torch.stack([predicted[:, sets[index]].sum(1) for index in judged], dim=1),
+        torch.stack([reference[index] for index in judged], dim=1),
+        _counted(torch.stack(reference, dim=1) > 0, sets)[:, judged] if len(sets) > predicted.shape[1] else None,
+    )
+
+
+def _counted(present: Tensor, sets: list[tuple[int, ...]]) -> Tensor:
+    """Which of the sets a sample can be judged by, `(B, sets)`, from which of them it has voxels."""
+    merged = [index for index, members in enumerate(sets) if len(members) > 1]
+    counted = present.clone()
+    for index, members in enumerate(sets):
+        if len(members) == 1:
+            unclear = [other for other in merged if members[0] in sets[other]]
+            counted[:, index] = ~present[:, unclear].any(1)
+    return counted
+
+
+def cross_entropy(voxels: SoftmaxVoxels, weights: Tensor | None, *, gamma: float = 0.0) -> Tensor:
+    """Weighted mean of -(1 - p)^gamma log p over the valid voxels; 0 if there is none.
+
+    Args:
+        voxels: `p` is the probability of a voxel's class, or of its merged set.
+        weights: one a class `(C,)`; all equal if None. A merged set weighs as the lightest of its classes, the most
+            frequent one where weights come from frequencies.
+        gamma: 0 is cross-entropy; more is the focal loss, which turns from voxels that are right already.
+    """
+    log_true, target, valid = voxels.log_true, voxels.target, voxels.valid
+    if gamma:
+        wrong = (-log_true.expm1()).clamp_min(torch.finfo(log_true.dtype).tiny)  # tiny: gamma < 1 has no slope at 0
+        log_true = log_true * wrong**gamma
+    if valid is None and weights is None:
+        return -log_true.mean()
+    if weights is None:
+        voxel_weights = torch.ones_like(log_true)
+    else:
+        weights = weights.to(log_true.device)
+        voxel_weights = torch.stack([weights[list(members)].min() for members in voxels.sets])[target]
+    if valid is not None:
+        voxel_weights = voxel_weights * valid
+    return -(log_true * voxel_weights).sum() / voxel_weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
