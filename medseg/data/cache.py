@@ -1,0 +1,194 @@
+"""Prepared cases kept in memory or on disk: the steps before the first random one run once a case.
+
+Where they are kept is chosen from what they need and what is free, and said in one line. A file on disk is named by the
+content of the case's files and by every setting of the preparation, so that neither can be stale; it appears whole.
+"""
+
+import logging
+import multiprocessing
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from monai.transforms import Compose, RandomizableTrait, Transform
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from medseg.data.cache_files import describe_folder, packed, preparation_key, unpacked
+from medseg.data.contents import fingerprint
+from medseg.data.layouts import Sample
+from medseg.errors import ConfigError, DataError
+from medseg.reading import read_grid
+from medseg.writing import aside
+
+logger = logging.getLogger(__name__)
+
+Place = Literal["memory", "disk", "none"]
+MEMORY_SHARE, DISK_SHARE = 0.6, 0.9  # of what is free: the training itself needs memory too
+GB = 2**30
+
+
+class CachedCases(Dataset[Any]):
+    """Samples with the deterministic part of `transform` done once, and the random part at every access.
+
+    Args:
+        data: samples.
+        transform: steps; what comes before the first random one is kept.
+        cache: where: `"memory"`, `"disk"`, `"none"` (every access does everything), or `"auto"`, the first of these in
+            which the cases fit.
+        cache_dir: folder of the files.
+        name: what these cases are, for the messages.
+        loader_workers: processes of the data loader; where such processes do not share memory (spawned ones), each
+            would hold a copy, which counts.
+        num_workers: cases prepared at the same time.
+
+    Raises:
+        ConfigError: if the cases do not fit where the recipe wants them.
+        DataError: if a case cannot be prepared.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Sample],
+        transform: Compose,
+        *,
+        cache: Place | Literal["auto"] = "auto",
+        cache_dir: str | Path = "runs/cache",
+        name: str = "training",
+        loader_workers: int = 0,
+        num_workers: int = 2,
+    ) -> None:
+        if cache not in ("auto", "memory", "disk", "none"):
+            raise ConfigError(f"cache is {cache!r}; use 'auto', 'memory', 'disk' or 'none'")
+        self.data, self.transform = list(data), transform
+        self.first_random = first_random(transform)
+        self.files: list[Path] = []
+        self.kept: list[dict[str, Any]] = []
+        if cache == "none" or not self.data:
+            return
+        first = self._prepared(self.data[0])
+        needed = round(size_of(first) * relative_size(self.data))
+        copies = 1 + (loader_workers if multiprocessing.get_start_method() == "spawn" else 0)
+        place = choose_place(cache, needed, needed * copies, Path(cache_dir), name, len(self.data))
+        with ThreadPoolExecutor(num_workers) as pool:
+            try:
+                if place == "memory":
+                    self.kept = [first, *pool.map(self._prepared, self.data[1:])]
+                elif place == "disk":
+                    folder = Path(cache_dir) / preparation_key(transform.transforms[: self.first_random])
+                    self.files = [folder / f"{str(fingerprint([sample])['sha256'])[:32]}.pt" for sample in self.data]
+                    list(pool.map(self._stored, range(len(self.data))))
+                    describe_folder(folder, name)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        """The sample after all steps."""
+        if self.kept:
+            sample = dict(self.kept[index])
+        elif self.files:
+            sample = self._stored(index)
+        else:
+            sample = self._prepared(self.data[index])
+        return self.transform(sample, start=self.first_random)
+
+    def _prepared(self, sample: Sample) -> dict[str, Any]:
+        return self.transform(dict(sample), end=self.first_random, threading=True)
+
+    def _stored(self, index: int) -> dict[str, Any]:
+        """The prepared sample from its file; made first where there is none that can be read."""
+        path = self.files[index]
+        if path.is_file():
+            try:
+                return unpacked(torch.load(path, weights_only=True, mmap=True))
+            except Exception as error:  # torch names no set of errors for a broken file
+                logger.warning("a cached case cannot be read (%s) and is prepared again", type(error).__name__)
+        prepared = self._prepared(self.data[index])
+        with aside(path) as temporary:
+            torch.save(packed(prepared), temporary)
+        return prepared
+
+
+def choose_place(
+    cache: Place | Literal["auto"], needed: int, in_memory: int, cache_dir: Path, name: str, count: int
+) -> Place:
+    """Where the cases go; says so in one line.
+
+    Args:
+        cache: what the recipe wants.
+        needed: bytes of all cases.
+        in_memory: bytes they take in memory, all copies counted.
+        cache_dir: folder of the files.
+        name: what these cases are.
+        count: how many.
+
+    Raises:
+        ConfigError: if they do not fit where the recipe wants them.
+    """
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing(cache_dir)).free
+    fits = {"memory": in_memory <= MEMORY_SHARE * memory, "disk": needed <= DISK_SHARE * disk}
+    figures = {
+        "memory": f"{in_memory / GB:.1f} GB in memory, {memory / GB:.1f} GB free",
+        "disk": f"{needed / GB:.1f} GB in {cache_dir.name}/, {disk / GB:.1f} GB free",
+    }
+    if cache in fits and not fits[cache]:
+        raise ConfigError(
+            f"the {count} {name} cases do not fit: they need {figures[cache]}; "
+            'set `cache` to "auto", or use a coarser `spacing_mm`'
+        )
+    place: Place = "memory" if fits["memory"] else "disk" if fits["disk"] else "none"
+    if cache != "auto":
+        place = cache
+    if place == "none":
+        logger.info("%d %s cases are prepared anew each time: %s; %s", count, name, *figures.values())
+    else:
+        logger.info("%d %s cases are kept on %s: needs %s", count, name, place, figures[place])
+    return place
+
+
+def first_random(transform: Compose) -> int:
+    """Index of the first step that may give another result each time."""
+    index = transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
+    return len(transform) if index is None else int(index)
+
+
+def relative_size(samples: Sequence[Sample]) -> float:
+    """Size of all cases relative to the first one: by volume in mm3, or by files where one has no such grid."""
+    try:
+        sizes = [_volume(sample) for sample in samples]
+    except DataError:
+        sizes = [sum(Path(path).stat().st_size for path in _images(sample)) for sample in samples]
+    return sum(sizes) / max(sizes[0], 1e-6)
+
+
+def _volume(sample: Sample) -> float:
+    shape, affine = read_grid(_images(sample)[0])
+    return float(np.prod(shape[:3]) * abs(np.linalg.det(affine[:3, :3])))
+
+
+def _images(sample: Sample) -> list[str]:
+    return [sample["image"]] if isinstance(sample["image"], str) else list(sample["image"])
+
+
+def size_of(content: Any) -> int:
+    """Bytes of all arrays within a prepared sample."""
+    if isinstance(content, Tensor | np.ndarray):
+        return int(content.nbytes)
+    if isinstance(content, Mapping):
+        return sum(size_of(value) for value in content.values())
+    return sum(size_of(value) for value in content) if isinstance(content, list | tuple) else 0
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.resolve()
+    return path if path.exists() else existing(path.parent)

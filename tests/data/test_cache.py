@@ -1,0 +1,165 @@
+import logging
+from collections import namedtuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose, RandFlipd
+
+from medseg.data import cache as cache_module
+from medseg.data.cache import CachedCases, relative_size
+from medseg.data.cache_files import cache_folders, clear_cache, described, packed, preparation_key, unpacked
+from medseg.errors import ConfigError
+from medseg.preprocessing import ScanToGrid, Window
+from medseg.transforms import whole_cases
+
+Disk = namedtuple("Disk", "total used free")
+LABELS = {"background": 0, "liver": 1}
+
+
+@pytest.fixture
+def samples(tmp_path):
+    rng = np.random.default_rng(0)
+    found = []
+    for number, size in enumerate([(9, 8, 7), (18, 8, 7)]):
+        affine = np.diag([-1.5, 2.0, 3.0, 1.0])
+        image, label = tmp_path / f"c{number}.nii.gz", tmp_path / f"c{number}_label.nii.gz"
+        nib.Nifti1Image(rng.integers(-100, 200, size).astype(np.int16), affine).to_filename(image)
+        nib.Nifti1Image(rng.integers(0, 2, size).astype(np.uint8), affine).to_filename(label)
+        found.append({"image": str(image), "label": str(label), "case_id": f"c{number}"})
+    return found
+
+
+def preparation(low_hu=-100, spacing_mm=(2.0, 2.0, 3.0)):
+    scan_to_grid = ScanToGrid(spacing_mm=spacing_mm, intensity=Window(low_hu, 200))
+    return whole_cases(scan_to_grid, ["ct"], LABELS, ignore_label=255)
+
+
+def with_flip(steps):
+    return Compose([*steps.transforms, RandFlipd(("image",), prob=1.0, spatial_axis=0)])
+
+
+@pytest.mark.parametrize("where", ["memory", "disk", "none", "auto"])
+def test_a_cached_case_is_the_prepared_one(samples, tmp_path, where):
+    plain = [preparation()(dict(sample)) for sample in samples]
+    kept = CachedCases(samples, preparation(), cache=where, cache_dir=tmp_path / "cache")
+    for _ in range(2):
+        for case, expected in zip(kept, plain, strict=True):
+            assert torch.equal(torch.as_tensor(case["image"]), torch.as_tensor(expected["image"]))
+            assert torch.equal(torch.as_tensor(case["label"]), torch.as_tensor(expected["label"]))
+            assert torch.equal(case["image"].affine, expected["image"].affine)
+            assert case["grid"].shape == expected["grid"].shape
+            np.testing.assert_array_equal(case["grid"].scan_affine, expected["grid"].scan_affine)
+            assert case["case_id"] == expected["case_id"]
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_the_random_part_is_done_each_time_and_leaves_the_kept_case_alone(samples, tmp_path, where):
+    kept = CachedCases(samples, with_flip(preparation()), cache=where, cache_dir=tmp_path / "cache")
+    expected = preparation()(dict(samples[0]))["image"].flip(1)
+    assert torch.equal(torch.as_tensor(kept[0]["image"]), torch.as_tensor(expected))
+    assert torch.equal(torch.as_tensor(kept[0]["image"]), torch.as_tensor(expected))
+
+
+def test_files_are_made_once_and_found_again(samples, tmp_path):
+    CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.pt")}
+    assert len(files) == 2
+    CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.pt")} == files
+
+
+def test_another_preparation_or_another_file_is_another_cached_case(samples, tmp_path):
+    first = CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    other = CachedCases(samples, preparation(low_hu=-50), cache="disk", cache_dir=tmp_path / "cache")
+    assert not torch.equal(torch.as_tensor(first[0]["image"]), torch.as_tensor(other[0]["image"]))
+    image = nib.load(samples[0]["image"])
+    nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(10), image.affine).to_filename(samples[0]["image"])
+    changed = CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    assert not torch.equal(torch.as_tensor(first[0]["image"]), torch.as_tensor(changed[0]["image"]))
+    expected = preparation()(dict(samples[0]))["image"]
+    assert torch.equal(torch.as_tensor(changed[0]["image"]), torch.as_tensor(expected))
+
+
+def test_a_broken_file_is_prepared_again(samples, tmp_path, caplog):
+    CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    for path in (tmp_path / "cache").rglob("*.pt"):
+        path.write_bytes(path.read_bytes()[:200])
+    kept = CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    assert "a cached case cannot be read" in caplog.text
+    assert torch.equal(torch.as_tensor(kept[1]["image"]), torch.as_tensor(preparation()(dict(samples[1]))["image"]))
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "disk_gb", "said"),
+    [(100, 100, "are kept on memory"), (1e-7, 100, "are kept on disk"), (1e-7, 1e-7, "are prepared anew each time")],
+)
+def test_the_place_is_the_first_in_which_the_cases_fit(
+    samples, tmp_path, monkeypatch, caplog, memory_gb, disk_gb, said
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: _Memory(memory_gb))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: Disk(0, 0, disk_gb * 2**30))
+    CachedCases(samples, preparation(), cache="auto", cache_dir=tmp_path / "cache")
+    assert said in caplog.text
+    assert str(tmp_path) not in caplog.text
+
+
+class _Memory:
+    def __init__(self, gb):
+        self.available = gb * 2**30
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_what_does_not_fit_where_the_recipe_wants_it_is_refused(samples, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: _Memory(1e-7))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: Disk(0, 0, 100))
+    with pytest.raises(ConfigError, match=r"the 2 training cases do not fit: they need .* GB .*free; set `cache`"):
+        CachedCases(samples, preparation(), cache=where, cache_dir=tmp_path / "cache")
+
+
+def test_an_unknown_place_is_refused(samples):
+    with pytest.raises(ConfigError, match="cache is 'ram'; use 'auto', 'memory', 'disk' or 'none'"):
+        CachedCases(samples, preparation(), cache="ram")
+
+
+def test_the_estimate_follows_the_volumes(samples):
+    assert relative_size(samples) == pytest.approx(3.0)  # 9 and 18 slices of the same size
+
+
+def test_the_key_holds_every_setting_and_no_random_state():
+    keys = {
+        preparation_key(steps.transforms)
+        for steps in (preparation(), preparation(-50), preparation(spacing_mm=(1, 2, 3)))
+    }
+    assert len(keys) == 3
+    first, second = with_flip(preparation()), with_flip(preparation())
+    second.set_random_state(seed=5)
+    assert preparation_key(first.transforms) == preparation_key(second.transforms)
+    assert described({"a": {3, 1}, "b": np.arange(2), "c": Window}) == {
+        "a": ["1", "3"],
+        "b": [0, 1],
+        "c": "medseg.preprocessing.Window",
+    }
+
+
+def test_a_packed_sample_comes_back():
+    sample = {"indices": [torch.arange(3), np.arange(2)], "case_id": "a", "plain": torch.ones(2)}
+    back = unpacked(packed(sample))
+    assert back["case_id"] == "a"
+    assert torch.equal(back["indices"][0], torch.arange(3))
+    np.testing.assert_array_equal(back["indices"][1], [0, 1])
+    assert torch.equal(back["plain"], torch.ones(2))
+
+
+def test_a_cache_is_listed_and_cleared(samples, tmp_path):
+    folder = tmp_path / "cache"
+    (folder / "other").mkdir(parents=True)
+    (folder / "other" / "mine.txt").write_text("stays")
+    assert cache_folders(folder) == []
+    CachedCases(samples, preparation(), cache="disk", cache_dir=folder, name="validation")
+    (found,) = cache_folders(folder)
+    assert (found.name, found.cases) == ("validation", 2)
+    assert clear_cache(folder) == found.size > 0
+    assert [path.name for path in folder.iterdir()] == ["other"]
