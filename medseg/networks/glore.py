@@ -25,7 +25,8 @@ class GraphReasoning(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         channels: of the features, in and out.
-        states: numbers that describe a node; by default a quarter of `channels`, as in the paper (128 for 512), but at least 8.
+        states: numbers that describe a node; by default a quarter of `channels`, as in the paper (128 for 512), but at
+            least 8.
         nodes: by default an eighth of `channels`, as in the paper (64 for 512), but at least 4.
         norm: after the projection back.
 

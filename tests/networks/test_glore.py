@@ -34,11 +34,10 @@ def test_it_is_the_formula_written_out_voxel_by_voxel(spatial_dims):
         share, state = phi @ voxel + phi_bias, theta @ voxel + theta_bias
         for node in range(2):
             node_states[node] += share[node] * state / len(voxels)
-    mixed = torch.stack([
-        node_states[node] + adjacency_bias[node] + sum(adjacency[node, other] * node_states[other] for other in range(2))
-        for node in range(2)
-    ])  # fmt: skip
-    answers = [network.between_states.weight @ state.clamp(min=0) for state in mixed]
+    answers = []
+    for node in range(2):
+        heard = sum(adjacency[node, other] * node_states[other] for other in range(2)) + adjacency_bias[node]
+        answers.append(network.between_states.weight @ (node_states[node] + heard).clamp(min=0))
     expected = []
     for voxel in voxels:
         share = phi @ voxel + phi_bias
