@@ -1,6 +1,7 @@
 """From logits back to labels on the scan's own grid, and the clean-up rules a recipe may list."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.errors import ConfigError
 from medseg.geometry import connected_lesions, voxel_volume_ml
 from medseg.preprocessing import Grid, apply_along, from_working_axes, interpolation_matrix
 
@@ -34,6 +36,52 @@ def logits_to_label(logits: Tensor, grid: Grid) -> NDArray[np.uint8]:
     Returns:
         Labels `(X, Y, Z)` on the scan's grid.
     """
+    return _slab_by_slab(logits, grid, winning_class)
+
+
+def region_logits_to_label(logits: Tensor, grid: Grid, values: Sequence[int]) -> NDArray[np.uint8]:
+    """Logits of one sigmoid a region, on the working grid -> a label on the scan's own grid.
+
+    Logits are interpolated as in `logits_to_label`. Each region of probability above 0.5 is painted over the ones
+    before it.
+
+    Args:
+        logits: `(R, R, A, S)`, one channel a region, on `grid`.
+        grid: where the logits lie, and the scan's own grid.
+        values: the label value of each region, as `painted_values` gives them.
+
+    Returns:
+        Labels `(X, Y, Z)` on the scan's grid; 0 where no region is.
+
+    Raises:
+        ConfigError: if the values are not one a channel.
+    """
+    if len(values) != len(logits):
+        raise ConfigError(f"{len(logits)} region channels for {len(values)} label values; give one a channel, in order")
+    return _slab_by_slab(logits, grid, partial(painted_regions, values=values))
+
+
+def painted_values(regions: Mapping[str, Sequence[int]]) -> list[int]:
+    """The one value that each region has and no later region: `{"liver": [1, 2], "tumor": [2]}` -> `[1, 2]`.
+
+    Raises:
+        ConfigError: if a region has no such value, or several.
+    """
+    found = []
+    names = list(regions)
+    for index, name in enumerate(names):
+        own = set(regions[name]) - {value for later in names[index + 1 :] for value in regions[later]}
+        if len(own) != 1:
+            raise ConfigError(
+                f"regions::{name} has {len(own)} label values that no later region has, {sorted(own)}; painting one "
+                "region over the other needs exactly one, so name larger regions before those inside them"
+            )
+        found.append(own.pop())
+    return found
+
+
+def _slab_by_slab(logits: Tensor, grid: Grid, choose: Callable[[Iterable[Tensor]], Tensor]) -> NDArray[np.uint8]:
+    """Interpolate a slab of axial slices of each channel, let `choose` make a label of them, put the slabs together."""
     size = grid.turned_shape
     logits = logits.detach().float().cpu()
     weights = [
@@ -44,7 +92,7 @@ def logits_to_label(logits: Tensor, grid: Grid) -> NDArray[np.uint8]:
     thickness = max(1, SLAB_VOXELS // (size[0] * size[1]))
     for start in range(0, size[2], thickness):
         rows = weights[2][start : start + thickness]
-        turned[:, :, start : start + thickness] = winning_class(
+        turned[:, :, start : start + thickness] = choose(
             apply_along(weights[1], apply_along(weights[0], apply_along(rows, channel, 2), 0), 1) for channel in logits
         )
     return from_working_axes(turned.numpy(), grid)  # type: ignore[return-value]
@@ -62,6 +110,16 @@ def winning_class(channels: Iterable[Tensor]) -> Tensor:
         winner[channel > best] = index
         best = torch.maximum(best, channel)
     return winner
+
+
+def painted_regions(channels: Iterable[Tensor], values: Sequence[int]) -> Tensor:
+    """Value of the last region whose logit is above 0 at each voxel, uint8; 0 where there is none."""
+    layers = zip(channels, values, strict=True)
+    first, value = next(layers)
+    label = (first > 0).to(torch.uint8) * value
+    for channel, value in layers:
+        label[channel > 0] = value
+    return label
 
 
 class KeepLargest:
