@@ -1,7 +1,8 @@
 """The one door to MLflow: runs, and the pages that show them."""
 
 from medseg.tracking.page import serve_ui
-from medseg.tracking.runs import Run, start_run
+from medseg.tracking.runs import Run, resume_run, start_run
 from medseg.tracking.store import store_uri
+from medseg.tracking.upkeep import mark_dead_runs
 
-__all__ = ["Run", "serve_ui", "start_run", "store_uri"]
+__all__ = ["Run", "mark_dead_runs", "resume_run", "serve_ui", "start_run", "store_uri"]

@@ -10,74 +10,122 @@ import logging
 import math
 import os
 import platform
-import re
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import psutil
 
 from medseg.errors import ConfigError
-from medseg.tracking.store import alone, failures, first_line, is_server, prepare, store_uri, without_password
+from medseg.tracking.journal import Journal
+from medseg.tracking.life import BEAT_S, claim, give_sign, take_sign
+from medseg.tracking.opening import KEY_TAG, find_run, make_run, new_folder, read_about, start_of, write_about
+from medseg.tracking.outbox import Outbox
+from medseg.tracking.store import connect, failures, first_line, unusable
 from medseg.tracking.surroundings import device_name, git_tags, versions
+from medseg.tracking.upkeep import mark_dead_runs
 from medseg.tracking.wording import MAX_VALUE, flatten, without_folders
-from medseg.writing import aside
 
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT_TAGS = ("medseg", "monai", "torch", "cores", "device")  # all else is in environment.json
-BATCH = {"params": 100, "metrics": 1000}  # MLflow takes no more in one call
 
 
 def start_run(
-    *, runs_dir: Path, experiment: str, name: str | None = None, tags: Mapping[str, str] | None = None
+    *,
+    runs_dir: Path,
+    experiment: str,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    parent: str | None = None,
 ) -> "Run":
     """Start a run of its own in MLflow, and make its folder `runs_dir/<date-time>-<name>`.
 
     The folder's `run.json` holds `run_id, experiment, name, started`; MLflow shows the run under the folder's name.
+    Runs that dead processes left RUNNING become KILLED first.
 
     Args:
         runs_dir: the project's folder of runs, made if absent.
         experiment: MLflow experiment, made if absent.
         name: what the run is about; the experiment's name if absent.
         tags: further MLflow tags.
+        parent: MLflow's id of the run this one is a part of, such as the cross-validation of a fold.
 
     Raises:
-        ConfigError: if MLflow is not installed, or its store cannot be reached.
+        ConfigError: if MLflow is not installed, its store cannot be reached, or has no run `parent`.
     """
     runs_dir = runs_dir.resolve()
     runs_dir.mkdir(parents=True, exist_ok=True)
-    uri = store_uri(runs_dir)
-    prepare()
-    from mlflow import MlflowClient
-
-    folder = _new_folder(runs_dir, name or experiment)
-    own_tags = {"mlflow.user": "", "mlflow.source.name": experiment, "mlflow.source.type": "LOCAL"}
+    client, uri = connect(runs_dir)
+    mark_dead_runs(runs_dir)
+    folder = new_folder(runs_dir, name or experiment)
     try:
-        with alone(runs_dir):
-            client = MlflowClient(uri)
-            experiment_id = _experiment_id(client, experiment, None if is_server(uri) else runs_dir / "mlartifacts")
-        run = client.create_run(experiment_id, tags=own_tags | dict(tags or {}), run_name=folder.name)
+        start = {
+            "key": uuid4().hex,
+            "experiment": experiment,
+            "name": folder.name,
+            "time": int(time.time() * 1000),
+            "tags": {
+                "mlflow.user": "",
+                "mlflow.source.name": experiment,
+                "mlflow.source.type": "LOCAL",
+                **(tags or {}),
+            },
+            "parent": client.get_run(parent).data.tags.get(KEY_TAG) if parent else None,
+        }
+        claim(folder)
+        Journal(folder).append({"start": start})  # first: a kill from here on leaves enough to close the run
+        run_id = make_run(client, folder, runs_dir=runs_dir, uri=uri)
     except failures() as error:
-        folder.rmdir()
-        raise ConfigError(
-            f"MLflow's store {without_password(uri)} cannot be used ({first_line(error)}). "
-            "Check MLFLOW_TRACKING_URI, or unset it to record runs in the runs folder."
-        ) from error
-    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    about = {"run_id": run.info.run_id, "experiment": experiment, "name": folder.name, "started": started}
-    with aside(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return Run(client, run.info.run_id, folder, uri)
+        shutil.rmtree(folder)
+        raise unusable(uri, first_line(error)) from error
+    return Run(Outbox(client, run_id, folder), uri)
+
+
+def resume_run(folder: Path, *, runs_dir: Path | None = None) -> "Run":
+    """Open the run of a folder again, RUNNING and without its error.
+
+    If the store does not know it, because folder or store are others now, it is made again from the folder.
+
+    Args:
+        folder: the run's folder.
+        runs_dir: whose store to record into; the folder's parent if absent.
+
+    Raises:
+        ConfigError: if it is no run folder, another process writes it, or MLflow is missing or cannot be reached.
+    """
+    folder = folder.resolve()
+    runs_dir = folder.parent if runs_dir is None else runs_dir.resolve()
+    if not read_about(folder):
+        raise ConfigError(f"no run in {folder} (run.json is missing): give the folder of a run, such as runs/NAME")
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    client, uri = connect(runs_dir)
+    claim(folder)
+    try:
+        run_id = find_run(client, folder)
+        if run_id is None:
+            run_id = make_run(client, folder, runs_dir=runs_dir, uri=uri)
+        write_about(folder, run_id, start_of(folder))
+        journal = Journal(folder)
+        if not journal.start():  # of an earlier medseg
+            journal.append({"start": start_of(folder)})
+        outbox = Outbox(client, run_id, folder)
+        outbox.put({"status": "RUNNING", "time": int(time.time() * 1000)})
+        outbox.send_or_raise()
+    except failures() as error:
+        raise unusable(uri, first_line(error)) from error
+    mark_dead_runs(runs_dir)
+    return Run(outbox, uri)
 
 
 class Run:
-    """One run in MLflow.
+    """One run in MLflow, and its folder.
 
-    Recording never stops a training: what MLflow does not take is named in one warning, and metrics are kept for the
-    next `flush`.
+    Everything is written into the folder before MLflow is asked, so recording never stops a training: what MLflow does
+    not take now is sent later, at the next `flush`, at the end, at the next launch, or by `medseg runs import`.
 
     Attributes:
         run_id: MLflow's id of the run.
@@ -85,19 +133,22 @@ class Run:
         uri: MLflow's store.
     """
 
-    def __init__(self, client: Any, run_id: str, folder: Path, uri: str) -> None:
-        self.run_id, self.folder, self.uri = run_id, folder, uri
-        self._client = client
-        self._metrics: list[Any] = []
+    def __init__(self, outbox: Outbox, uri: str) -> None:
+        self.run_id, self.folder, self.uri = outbox.run_id, outbox.journal.folder, uri
+        self._outbox = outbox
+        self._signed_at = time.monotonic()
+        self._params, self._figures = _recorded(outbox.journal)  # of a resumed run
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record settings, nested ones as `outer.inner`; folders of the host are cut from values."""
-        from mlflow.entities import Param
+        """Record settings, nested ones as `outer.inner`; folders of the host are cut from values.
 
-        entities = [Param(key[:250], value) for key, value in flatten(without_folders(dict(params))).items()]
-        with self._going_on("parameters"):
-            for batch in _batches(entities, BATCH["params"]):
-                self._client.log_batch(self.run_id, params=batch)
+        MLflow keeps the first value of each; one that a resumed run changes is the tag `resumed.<name>`.
+        """
+        flat = {key[:250]: value for key, value in flatten(without_folders(dict(params))).items()}
+        new = {key: value for key, value in flat.items() if key not in self._params}
+        changed = {f"resumed.{key}"[:250]: v for key, v in flat.items() if self._params.get(key, v) != v}
+        self._params |= new
+        self._record({"params": new}, {"tags": changed})
 
     def log_recipe(self, recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
         """Record the merged recipe as `recipe.json` and parameters, the overrides as `overrides.json` and a tag."""
@@ -108,18 +159,23 @@ class Run:
         self._set_tags({"overrides": " ".join(f"{key}={value}" for key, value in flat.items())})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Keep figures for the next `flush`; NaN and infinite ones are left out, MLflow cannot draw them."""
-        from mlflow.entities import Metric
+        """Keep figures for the next `flush`, which comes by itself within a minute or so.
 
-        now = int(time.time() * 1000)
-        self._metrics += [Metric(key, float(v), now, step) for key, v in metrics.items() if math.isfinite(v)]
+        NaN and infinite ones are left out, MLflow cannot draw them; so are those that a resumed training finds again.
+        """
+        finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        new = {key: value for key, value in finite.items() if self._figures.get((key, step)) != value}
+        if new:
+            self._outbox.put({"metrics": new, "step": step, "time": int(time.time() * 1000)})
+        if time.monotonic() - self._outbox.tried_at > BEAT_S:
+            self.flush()
 
     def flush(self) -> None:
-        """Send the kept metrics in one call."""
-        with self._going_on("metrics"):
-            while batch := self._metrics[: BATCH["metrics"]]:
-                self._client.log_batch(self.run_id, metrics=batch)
-                del self._metrics[: len(batch)]
+        """Send what is kept."""
+        if time.monotonic() - self._signed_at > BEAT_S:
+            self._signed_at = time.monotonic()
+            give_sign(self.folder)
+        self._outbox.send()
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Record rows as the artifact `<name>.csv`; its columns are the rows' keys, in order of first use."""
@@ -128,13 +184,11 @@ class Run:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(without_folders(dict(row)) for row in rows)
-        with self._going_on(name):
-            self._client.log_text(self.run_id, text.getvalue(), f"{name.removesuffix('.csv')}.csv")
+        self._log_artifact(text.getvalue(), f"{name.removesuffix('.csv')}.csv")
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Record a copy of a file as an artifact, in `folder` of the run's artifacts."""
-        with self._going_on(path.name):
-            self._client.log_artifact(self.run_id, str(path), folder)
+        self._log_artifact(path, f"{folder}/{path.name}" if folder else path.name)
 
     def log_environment(self) -> None:
         """Record what the run ran on: git commit, versions, system, cores, memory, device."""
@@ -150,66 +204,46 @@ class Run:
 
     def log_data(self, fingerprint: Mapping[str, Any]) -> None:
         """Record which data was used: its `sha256` and counts, as MLflow's dataset of the run, tags and `data.json`."""
-        from mlflow.entities import Dataset, DatasetInput
-
         self._log_json(fingerprint, "data.json")
         tags = flatten(without_folders(dict(fingerprint)))
-        self._set_tags({f"data.{key}": value for key, value in tags.items()})
         digest = str(fingerprint.get("sha256", "unknown"))[:36]  # MLflow keeps no more
-        with self._going_on("data"):
-            dataset = Dataset(name="data", digest=digest, source_type="local", source="{}", profile=json.dumps(tags))
-            self._client.log_inputs(self.run_id, [DatasetInput(dataset)])
+        self._set_tags({f"data.{key}": value for key, value in tags.items()})
+        self._record({"data": [{"name": "data", "digest": digest, "profile": json.dumps(tags)}]})
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, error: str | None = None) -> None:
         """Send what is left and close the run; `error` is shown as its tag."""
-        self.flush()
         if error:
-            self._set_tags({"error": without_folders(error)})
-        with self._going_on("the end of the run"):
-            self._client.set_terminated(self.run_id, status)
+            self._outbox.put({"tags": {"error": without_folders(error)[:MAX_VALUE]}})
+        self._outbox.put({"status": status, "time": int(time.time() * 1000)})
+        if self._outbox.send(now=True):
+            take_sign(self.folder)
 
     def _log_json(self, content: Mapping[str, Any], name: str) -> None:
-        text = json.dumps(without_folders(dict(content)), indent=2, default=str) + "\n"
-        with self._going_on(name):
-            self._client.log_text(self.run_id, text, name)
+        self._log_artifact(json.dumps(without_folders(dict(content)), indent=2, default=str) + "\n", name)
+
+    def _log_artifact(self, content: str | Path, name: str) -> None:
+        try:
+            kept = self._outbox.journal.keep(content, name)
+        except OSError as error:
+            logger.warning("%s cannot be kept in the run's folder (%s); the run goes on", name, first_line(error))
+            return
+        self._record({"artifact": kept, "to": name.rpartition("/")[0] or None})
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
+        self._record({"tags": {key[:250]: value[:MAX_VALUE] for key, value in tags.items()}})
 
-        with self._going_on("tags"):
-            entities = [RunTag(key, value[:MAX_VALUE]) for key, value in tags.items()]
-            self._client.log_batch(self.run_id, tags=entities)
-
-    @contextmanager
-    def _going_on(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except failures() as error:
-            logger.warning("MLflow did not record %s (%s); the run goes on", what, first_line(error))
+    def _record(self, *records: Mapping[str, Any]) -> None:
+        for record in records:
+            if any(record.values()):
+                self._outbox.put(record)
+        self._outbox.send()
 
 
-def _experiment_id(client: Any, name: str, artifacts: Path | None) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        return client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None)
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
-
-
-def _new_folder(runs_dir: Path, name: str) -> Path:
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'run'}"
-    number = 1
-    while True:
-        folder = runs_dir / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _recorded(journal: Journal) -> tuple[dict[str, str], dict[tuple[str, int], float]]:
+    """Parameters, and the latest value of each figure at each step."""
+    params: dict[str, str] = {}
+    figures: dict[tuple[str, int], float] = {}
+    for _, record in journal.records():
+        params |= record.get("params", {})
+        figures |= {(key, record["step"]): value for key, value in record.get("metrics", {}).items()}
+    return params, figures

@@ -1,12 +1,17 @@
 """Where runs are recorded, and how MLflow is reached: it sends nothing home and does not wait for minutes."""
 
+import http.client
 import logging
 import os
 import re
 import sqlite3
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from medseg.errors import ConfigError
 from medseg.tracking.wording import without_folders
@@ -14,9 +19,17 @@ from medseg.tracking.wording import without_folders
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default in MLflow; read again at each event, so a late setting counts
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's 7 tries at a dead server hold a training up for minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's 7 tries at a dead server hold a training up for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+ANSWER_S = 6.0  # a server that needs longer is taken for dead before a training
+REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "RESOURCE_ALREADY_EXISTS",
+    "NOT_IMPLEMENTED",
+)
 
 
 def store_uri(runs_dir: Path) -> str:
@@ -56,12 +69,70 @@ def prepare() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def connect(runs_dir: Path) -> tuple[Any, str]:
+    """MLflow's client for the store of `runs_dir`, and the store's address.
+
+    Raises:
+        ConfigError: if MLflow is not installed, or a server does not answer within `ANSWER_S`.
+    """
+    uri = store_uri(runs_dir)
+    if uri.startswith(("http:", "https:")) and (reason := _unreachable(uri)):
+        raise unusable(uri, reason)
+    prepare()
+    from mlflow import MlflowClient
+
+    try:
+        with alone(runs_dir):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)  # makes the store
+    except failures() as error:
+        raise unusable(uri, first_line(error)) from error
+    return client, uri
+
+
+def unusable(uri: str, reason: str) -> ConfigError:
+    """The error for a store that cannot be used."""
+    return ConfigError(
+        f"MLflow's store {without_password(uri)} cannot be used ({reason}). "
+        "Check MLFLOW_TRACKING_URI, or unset it to record runs in the runs folder."
+    )
+
+
+def _unreachable(uri: str) -> str | None:
+    """Why a server gives no answer; None if it gives any.
+
+    Asked before MLflow is imported, and in a thread: names are looked up without a limit, and a server may accept and
+    say nothing.
+    """
+    reasons = [f"no answer within {ANSWER_S:.0f} s"]
+    asking = threading.Thread(target=_ask, args=(uri, reasons), daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    return reasons[-1] if reasons else None
+
+
+def _ask(uri: str, reasons: list[str]) -> None:
+    address = re.sub(r"//[^/@\s]*@", "//", uri).rstrip("/") + "/health"
+    try:
+        with urllib.request.urlopen(address, timeout=ANSWER_S):
+            reasons.clear()
+    except urllib.error.HTTPError:  # it is there, and wants a password that MLflow has
+        reasons.clear()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reasons.append(first_line(error))
+
+
 def failures() -> tuple[type[Exception], ...]:
     """What a store that cannot be reached or written raises; no connection and no disk space are OSErrors."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # MLflow's own store lets some through
 
     return MlflowException, SQLAlchemyError, sqlite3.Error, OSError
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a store has answered, and will never take what it was given."""
+    return getattr(error, "error_code", None) in REFUSALS
 
 
 def first_line(error: Exception) -> str:

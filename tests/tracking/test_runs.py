@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import ConfigError
-from medseg.tracking import start_run
+from medseg.tracking import mark_dead_runs, resume_run, start_run
 
 pytest.importorskip("mlflow")
 
@@ -214,26 +215,72 @@ def test_end_of_a_run_sends_what_is_left(runs_dir, run):
     assert ended > 0
 
 
-def test_store_that_fails_stops_no_training_and_loses_no_metrics(runs_dir, run, monkeypatch, caplog):
+def test_store_that_fails_stops_no_training_and_loses_nothing(runs_dir, run, monkeypatch, caplog):
     with monkeypatch.context() as broken:
-        for name in ("log_batch", "log_text", "log_artifact", "log_inputs", "set_terminated"):
-            broken.setattr(run._client, name, fail)
+        for name in ("log_batch", "log_artifact", "log_inputs", "set_terminated"):
+            broken.setattr(run._outbox.client, name, fail)
         run.log_metrics({"loss": 1.0}, step=0)
         run.flush()
         run.log_recipe({"seed": 0}, {})
         run.log_table([{"a": 1}], "cases")
-        run.log_file(Path("a.png"))
         run.log_environment()
         run.log_data({"sha256": "ab"})
-        run.finish("FINISHED", error="none")
-    assert "MLflow did not record metrics (No space left on device); the run goes on" in caplog.text
+        run.finish("FAILED", error="none")
+    assert caplog.text.count("MLflow does not answer (No space left on device); the run goes on") == 1
     assert metrics(runs_dir, run) == []
-    run.flush()
+    mark_dead_runs(runs_dir)  # as the next launch does
     assert metrics(runs_dir, run) == [("loss", 0, 1.0)]
+    assert params(runs_dir, run) == {"seed": "0"}
+    assert tags(runs_dir, run)["error"] == "none"
+    assert artifact(runs_dir, run, "cases.csv").read_text() == "a\n1\n"
+    assert query(runs_dir, "SELECT status FROM runs WHERE run_uuid = ?", run.run_id) == [("FAILED",)]
 
 
 def fail(*_arguments, **_options):
     raise OSError("No space left on device")
+
+
+def test_resumed_run_is_the_same_and_running_without_its_error(runs_dir, run):
+    run.log_metrics({"loss": 1.0}, step=0)
+    run.finish("FAILED", error="case 'a' is gone")
+    again = resume_run(run.folder)
+    assert again.run_id == run.run_id
+    assert query(runs_dir, "SELECT status FROM runs WHERE run_uuid = ?", run.run_id) == [("RUNNING",)]
+    assert "error" not in tags(runs_dir, run)
+    again.log_metrics({"loss": 1.0}, step=0)  # done again after the last checkpoint: once is enough
+    again.log_metrics({"loss": 0.5}, step=1)
+    again.finish("FINISHED")
+    assert metrics(runs_dir, run) == [("loss", 0, 1.0), ("loss", 1, 0.5)]
+    assert query(runs_dir, "SELECT status FROM runs WHERE run_uuid = ?", run.run_id) == [("FINISHED",)]
+
+
+def test_setting_changed_at_a_resume_is_a_tag(runs_dir, run):
+    run.log_params({"max_epochs": 5, "seed": 0})
+    run.finish("KILLED")
+    again = resume_run(run.folder)
+    again.log_params({"max_epochs": 9, "seed": 0})
+    assert params(runs_dir, run) == {"max_epochs": "5", "seed": "0"}
+    assert {key: value for key, value in tags(runs_dir, run).items() if "resumed" in key} == {"resumed.max_epochs": "9"}
+
+
+def test_run_moved_to_another_store_is_made_again_from_its_folder(runs_dir, run, tmp_path):
+    run.log_recipe({"seed": 0}, {})
+    run.log_metrics({"loss": 1.0}, step=3)
+    run.finish("KILLED")
+    moved = tmp_path / "elsewhere" / "liver"
+    shutil.copytree(run.folder, moved)
+    again = resume_run(moved)
+    again.finish("FINISHED")
+    assert again.run_id != run.run_id
+    assert json.loads((moved / "run.json").read_text())["run_id"] == again.run_id
+    assert metrics(moved.parent, again) == [("loss", 3, 1.0)]
+    assert params(moved.parent, again) == {"seed": "0"}
+    assert artifact(moved.parent, again, "recipe.json").read_text() == '{\n  "seed": 0\n}\n'
+
+
+def test_folder_without_a_run_is_not_resumed(tmp_path):
+    with pytest.raises(ConfigError, match=r"no run in .*\(run.json is missing\): give the folder of a run"):
+        resume_run(tmp_path)
 
 
 def test_tags_given_win(runs_dir):
@@ -245,7 +292,7 @@ def test_tags_given_win(runs_dir):
 def test_experiment_deleted_in_the_pages_comes_back(runs_dir):
     run = start_run(runs_dir=runs_dir, experiment="deleted")
     [(number,)] = query(runs_dir, "SELECT experiment_id FROM runs WHERE run_uuid = ?", run.run_id)
-    run._client.delete_experiment(str(number))
+    run._outbox.client.delete_experiment(str(number))
     again = start_run(runs_dir=runs_dir, experiment="deleted")
     assert query(runs_dir, "SELECT experiment_id FROM runs WHERE run_uuid = ?", again.run_id) == [(number,)]
 

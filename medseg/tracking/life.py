@@ -1,0 +1,109 @@
+"""Whether the process that writes a run still lives: the sign it gives, and how others read it."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from medseg.errors import ConfigError
+from medseg.tracking.journal import FOLDER
+from medseg.writing import aside
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 60.0  # the sign is renewed this often
+MISSED_S = 600.0  # a process of another machine without a sign for this long is dead
+WATCH_S = 150.0  # so long a resume watches for a sign from another machine, whose clock may be wrong
+SAME_START_S = 2.0  # clocks are set, and start times with them
+
+
+def sign(folder: Path) -> Path:
+    """The sign of life of a run folder; it exists until all that the run recorded is in MLflow."""
+    return folder / FOLDER / "open.json"
+
+
+def give_sign(folder: Path) -> None:
+    """Write into a run folder that this process lives now."""
+    me = {"host": _host(), "pid": os.getpid(), "process_started": psutil.Process().create_time(), "beat": time.time()}
+    with aside(sign(folder)) as temporary:
+        temporary.write_text(json.dumps(me), encoding="utf-8")
+
+
+def take_sign(folder: Path) -> None:
+    """Remove the sign: nothing is left to be done for this run."""
+    with suppress(OSError):
+        sign(folder).unlink(missing_ok=True)
+
+
+def is_dead(folder: Path) -> bool:
+    """Whether the process that wrote the run is gone.
+
+    On this machine: no process has its number and start time. On another: no sign for `MISSED_S`. Without a sign
+    nobody writes.
+    """
+    found = _read(folder)
+    if not found:
+        return True
+    if found["host"] == _host():
+        return not _runs(found)
+    return time.time() - found["beat"] > MISSED_S
+
+
+def claim(folder: Path) -> None:
+    """Make sure that no other process writes this run, and sign it.
+
+    A sign from another machine may be minutes old when that machine dies, so it is watched for a while.
+
+    Raises:
+        ConfigError: if another process writes it.
+    """
+    found = _read(folder)
+    if found and found["host"] == _host():
+        if found["pid"] != os.getpid() and _runs(found):
+            raise ConfigError(f"run {folder.name} is being written by process {found['pid']}: wait for it, or end it")
+    elif found and not is_dead(folder):
+        logger.info("run %s was written on another machine until now: watching it for %.0f s", folder.name, WATCH_S)
+        until = time.monotonic() + WATCH_S
+        while time.monotonic() < until:
+            time.sleep(min(1.0, WATCH_S / 10))
+            if _read(folder) not in ({}, found):
+                raise ConfigError(
+                    f"run {folder.name} is being written on another machine: wait for it, or end it there"
+                )
+    give_sign(folder)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(sign(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _runs(found: dict[str, Any]) -> bool:
+    try:
+        process = psutil.Process(found["pid"])
+        same = abs(process.create_time() - found["process_started"]) < SAME_START_S
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def _host() -> str:
+    """What tells machines, and containers on one machine, apart; a hash, for a machine's name is nobody's business."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/etc/machine-id").read_text(encoding="utf-8"))
+    with suppress(OSError):  # process numbers mean nothing in another container
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(["medseg", *parts]).encode()).hexdigest()[:16]
