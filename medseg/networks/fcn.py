@@ -1,0 +1,272 @@
+"""FCN: a classifier made convolutional, its coarse scores joined with those of finer maps; on VGG, or a dilated ResNet.
+
+Reference: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, arXiv:1411.4038 (2D).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medseg.errors import ConfigError
+from medseg.networks.aspp import conv_head
+from medseg.networks.blocks import (
+    CONV,
+    DROPOUT,
+    TRANSPOSED_CONV,
+    ActivationName,
+    NormName,
+    activation_layer,
+    choose,
+    conv_norm_act,
+    crop_like,
+    norm_layers,
+    resize_like,
+)
+from medseg.networks.dilated import Dilation, dilated_encoder
+from medseg.networks.encoders import VGG
+
+Variant = Literal["8s", "16s", "32s"]
+Padding = Literal["same", "pad100"]
+
+FACTORS = {"8s": (2, 2, 8), "16s": (2, 16), "32s": (32,)}  # of each upsampling, from the scores at stride 32
+MARGIN = {"same": 0, "pad100": 99}  # zeros around the image; the first convolution pads the 100th
+
+
+class FCN(nn.Module):
+    """Image `(B, in_channels, *spatial)` -> logits `(B, out_channels, *spatial)`, any `spatial`.
+
+    On VGG, the paper's network: two convolutions in place of the fully connected layers, a score layer there and, in
+    "16s" and "8s", on the fourth and third pooled maps; transposed convolutions that start as linear interpolation
+    bring the sums to the image's grid. The defaults are FCN-8s on VGG-16: 134,489,759 parameters in 2D with 3 channels
+    and 21 classes (16s 134,815,994, 32s 136,152,917). In 3D, `fc_width=256, fc_kernel_size=3` keeps it small:
+    47,778,249 with 1 channel and 3 classes.
+
+    On another encoder, torchvision's form: a 3x3 convolution and a classifier on the deepest map, dilated to stride 8,
+    interpolated to the image. ResNet-50 and -101 with an auxiliary head: 35,322,218 and 54,314,346 parameters.
+
+    Departs from the paper in the 3D form, in "same" padding, in norms and narrow widths if asked for, in dropping whole
+    channels, in scores that do not start at zero (so that it learns without a trained encoder), and in one training
+    from scratch instead of 32s, 16s and 8s in turn.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        encoder: "vgg16", "vgg16_bn", "resnet50", ..., or an encoder module.
+        variant: VGG only. Stride of the finest scores: 32, 16 or 8.
+        padding: VGG only. "same" keeps every map over the image; "pad100" is the original form with its crops, 2D only.
+        fc_width: VGG only. Channels of the two convolutions in place of fully connected layers.
+        fc_kernel_size: VGG only. Odd, of the first of the two; with "pad100" 3, 5 or 7.
+        widths: channels of the encoder's levels, finest first; the published ones if None.
+        norm: after every convolution but the classifiers; the encoder's own, and none in a VGG's head, if None.
+        activation: after every convolution but the classifiers.
+        dropout: probability to drop a whole channel before a classifier (the paper: 0.5; torchvision: 0.1).
+        output_stride: ResNet only. 8, 16 or 32; 8 if None.
+        dilation: ResNet only. Which blocks of a dilated stage dilate: "torchvision" or "every_block".
+        auxiliary_head: ResNet only. A head on the last but one stage while training; it stays on that map's grid
+            (torchvision interpolates it).
+        return_heads: the auxiliary head in evaluation too.
+        weights: file of encoder weights.
+
+    Attributes:
+        head_weights: of the heads' losses, main first; the auxiliary 0.4 is PSPNet's (arXiv:1612.01105), torchvision's
+            reference training has 0.5.
+
+    Raises:
+        ConfigError: for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        encoder: str | nn.Module = "vgg16",
+        variant: Variant = "8s",
+        padding: Padding = "same",
+        fc_width: int = 4096,
+        fc_kernel_size: int = 7,
+        widths: Sequence[int] | None = None,
+        norm: NormName = None,
+        activation: ActivationName = "relu",
+        dropout: float = 0.5,
+        output_stride: int | None = None,
+        dilation: Dilation = "torchvision",
+        auxiliary_head: bool = False,
+        return_heads: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        choose(CONV, "spatial_dims", spatial_dims)
+        self.margin = choose(MARGIN, "padding", padding)
+        self.return_heads = return_heads
+        self.head_weights = (1.0, 0.4) if auxiliary_head else (1.0,)
+        is_resnet = isinstance(encoder, str) and encoder.startswith("resnet")
+        self.encoder = dilated_encoder(
+            encoder,
+            spatial_dims,
+            in_channels,
+            weights=weights,
+            widths=widths,
+            output_stride=output_stride,
+            default_stride=8 if is_resnet else 32,
+            multi_grid=None,
+            dilation=dilation,
+            norm=norm,
+            activation=activation,
+        )
+        self.head: nn.Module
+        self.auxiliary_head: nn.Module | None = None
+        if isinstance(self.encoder, VGG):
+            if auxiliary_head or self.encoder.strides[-1] != 32:
+                raise ConfigError(
+                    "FCN: auxiliary_head and output_stride need a ResNet encoder, this is a VGG; leave them out"
+                )
+            self.head = SkipHead(
+                spatial_dims,
+                self.encoder.widths[:-1],
+                out_channels,
+                variant=variant,
+                padding=padding,
+                fc_width=fc_width,
+                fc_kernel_size=fc_kernel_size,
+                norm=norm,
+                activation=activation,
+                dropout=dropout,
+            )
+        else:
+            if variant != "8s" or padding != "same":
+                raise ConfigError("FCN: variant and padding need a VGG encoder, such as 'vgg16'; leave them out")
+            *_, middle, deep = self.encoder.widths
+            head = partial(conv_head, spatial_dims, norm=norm or "batch", activation=activation, dropout=dropout)
+            self.head = head(deep, max(8, deep // 4), out_channels)
+            self.auxiliary_head = head(middle, max(8, middle // 4), out_channels) if auxiliary_head else None
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial)`, or main and auxiliary logits."""
+        if isinstance(self.encoder, VGG):
+            pools, _ = self.encoder.pooled(F.pad(image, (self.margin,) * (2 * (image.ndim - 2))))
+            logits: Tensor = self.head(pools, image)
+            return logits
+        *_, middle, deep = self.encoder(image)
+        logits = resize_like(self.head(deep), image)
+        if self.auxiliary_head is None or not (self.training or self.return_heads):
+            return logits
+        return [logits, self.auxiliary_head(middle)]
+
+
+class SkipHead(nn.Module):
+    """Scores of the deepest pooled map, upsampled and added to those of finer ones, down to the image.
+
+    Reference:
+        Long et al., CVPR 2015, arXiv:1411.4038, figure 3.
+
+    Raises:
+        ConfigError: if `fc_kernel_size` does not go with `padding`, or "pad100" is asked for in 3D.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        widths: Sequence[int],
+        out_channels: int,
+        *,
+        variant: Variant,
+        padding: Padding,
+        fc_width: int,
+        fc_kernel_size: int,
+        norm: NormName,
+        activation: ActivationName,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        factors = choose(FACTORS, "variant", variant)
+        same = padding == "same"
+        if not same and spatial_dims != 2:
+            raise ConfigError("FCN: padding 'pad100' is the original 2D form; use 'same' in 3D")
+        if fc_kernel_size % 2 == 0 or (not same and fc_kernel_size not in (3, 5, 7)):
+            raise ConfigError(f"FCN: fc_kernel_size is {fc_kernel_size}; use an odd one, with 'pad100' 3, 5 or 7")
+        self.offsets = (0,) * len(factors) if same else crop_offsets(factors, fc_kernel_size)
+        conv = CONV[spatial_dims]
+        self.fully_connected = nn.Sequential(
+            conv(widths[-1], fc_width, fc_kernel_size, padding=fc_kernel_size // 2 if same else 0, bias=norm is None),
+            DROPOUT[spatial_dims](dropout),
+            *norm_layers(norm, fc_width),
+            activation_layer(activation),
+            conv_norm_act(
+                spatial_dims,
+                fc_width,
+                fc_width,
+                kernel_size=1,
+                norm=norm,
+                activation=activation,
+                dropout=dropout,
+            ),
+        )
+        score_widths = (fc_width, *reversed(widths[-len(factors) : -1]))
+        self.scores = nn.ModuleList(conv(width, out_channels, kernel_size=1) for width in score_widths)
+        self.upsamplings = nn.ModuleList(
+            linear_upsampling(spatial_dims, out_channels, factor, centered=same) for factor in factors
+        )
+        for layer in (*self.fully_connected.modules(), *self.scores):
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d)):  # torch's own start fades out in so deep a net without norms
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+    def forward(self, pools: Sequence[Tensor], image: Tensor) -> Tensor:
+        """Pooled maps of the image with its margin, finest first -> logits `(B, out_channels, *image's grid)`."""
+        first, *others = self.scores
+        logits: Tensor = first(self.fully_connected(pools[-1]))
+        *steps, last = zip(self.upsamplings, self.offsets, strict=True)
+        for score, (upsampling, offset), pool in zip(others, steps, pools[-2::-1], strict=False):
+            logits = upsampling(logits)
+            skip = crop(score(pool), logits, offset)
+            logits = crop_like(logits, skip) + skip
+        upsampling, offset = last
+        return crop(upsampling(logits), image, offset)
+
+
+def linear_upsampling(spatial_dims: int, channels: int, factor: int, *, centered: bool) -> nn.Module:
+    """Learned upsampling by `factor` that starts as linear interpolation of each channel.
+
+    `centered` takes half a coarse voxel off each end, so that each coarse voxel lies over its `factor` fine ones.
+    """
+    layer = TRANSPOSED_CONV[spatial_dims](
+        channels, channels, 2 * factor, stride=factor, padding=factor // 2 if centered else 0, bias=False
+    )
+    tent = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
+    kernel = torch.ones(())
+    for _ in range(spatial_dims):
+        kernel = kernel[..., None] * tent
+    each_to_itself = torch.eye(channels).reshape(channels, channels, *[1] * spatial_dims)
+    with torch.no_grad():
+        layer.weight.copy_(each_to_itself * kernel)
+    return layer
+
+
+def crop_offsets(factors: Sequence[int], fc_kernel_size: int) -> tuple[int, ...]:
+    """Voxels to crop in the pad-100 form so that maps lie over each other: of each skip, then of the last upsampling.
+
+    Follows where the first voxel of each map has its center, in voxels of the image: pooled by `s` at
+    `(s - 1) / 2 - 99`, moved on by an unpadded convolution, back by half a kernel at each upsampling.
+
+    >>> crop_offsets((2, 2, 8), fc_kernel_size=7)  # as in the authors' FCN-8s
+    (5, 9, 31)
+    """
+    stride = 32
+    center = (stride - 1) / 2 - MARGIN["pad100"] + stride * (fc_kernel_size // 2)
+    offsets = []
+    for factor in factors[:-1]:
+        stride //= factor
+        center -= (factor - 0.5) * stride
+        offsets.append(int((center - (stride - 1) / 2 + MARGIN["pad100"]) / stride))
+    return (*offsets, int(factors[-1] - 0.5 - center))
+
+
+def crop(features: Tensor, reference: Tensor, offset: int) -> Tensor:
+    """`features` from `offset` on along every axis, as many voxels as `reference` has."""
+    return features[:, :, *(slice(offset, offset + size) for size in reference.shape[2:])]

@@ -1,0 +1,99 @@
+"""SegNet: a decoder that mirrors VGG and puts each value back to the voxel that the pooling took it from.
+
+Reference: Badrinarayanan et al., "SegNet", PAMI 2017, arXiv:1511.00561 (2D; the 3D form is ours).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+
+from torch import Tensor, nn
+
+from medseg.errors import ConfigError
+from medseg.networks.blocks import CONV, ActivationName, NormName, choose, conv_norm_act
+from medseg.networks.encoders import VGG, build_encoder
+
+
+class SegNet(nn.Module):
+    """Image `(B, in_channels, *spatial)` -> logits `(B, out_channels, *spatial)`, any `spatial`.
+
+    The defaults are the paper's: VGG-16 with batch norm, 13 convolutions down and 13 up. In 2D with 3 channels and 21
+    classes it has 29,455,125 parameters, in 3D with 1 channel and 3 classes 88,283,139; both count 3,712 biases of the
+    decoder that a norm would cancel, and that are left out here.
+
+    No skip carries features to the decoder; the positions of the maxima do, so that edges stay sharp and the unpooling
+    has no weights. Odd sizes are rounded up on the way down, and unpooled to what they were.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        encoder: "vgg11_bn", "vgg16_bn", ..., or a `VGG`.
+        widths: channels of the five blocks, finest first; 64 to 512 if None.
+        norm: after every convolution but the last; the encoder's own, and batch norm in the decoder, if None.
+        activation: after every norm.
+        dropout: probability to drop a whole channel, in every convolution of the decoder.
+        weights: file of encoder weights.
+
+    Raises:
+        ConfigError: for an encoder without pooling indices.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        encoder: str | nn.Module = "vgg16_bn",
+        widths: Sequence[int] | None = None,
+        norm: NormName = None,
+        activation: ActivationName = "relu",
+        dropout: float = 0.0,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        conv = choose(CONV, "spatial_dims", spatial_dims)
+        vgg = build_encoder(
+            encoder, spatial_dims, in_channels, weights=weights, widths=widths, norm=norm, activation=activation
+        )
+        if not isinstance(vgg, VGG):
+            raise ConfigError(f"SegNet: encoder is {encoder!r}; use one that pools with indices, such as 'vgg16_bn'")
+        self.encoder = vgg
+        block = partial(conv_norm_act, spatial_dims, norm=norm or "batch", activation=activation, dropout=dropout)
+        widths = vgg.widths[:-1]
+        self.steps = nn.ModuleList()
+        for shallow, width, convs in zip((widths[0], *widths[:-1]), widths, vgg.convs_per_block, strict=True):
+            between = [block(width, width) for _ in range(convs - 1)]
+            self.steps.append(nn.Sequential(*between, block(width, shallow)))
+        del self.steps[0][-1]  # the last convolution of the finest step is the classifier
+        self.head = conv(widths[0], out_channels, kernel_size=3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial)`."""
+        pools, indices = self.encoder.pooled(image)
+        sizes = [level.shape[2:] for level in (image, *pools[:-1])]
+        features = pools[-1]
+        for step, positions, size in zip(reversed(self.steps), reversed(indices), reversed(sizes), strict=True):
+            features = step(unpool(features, positions, size))
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def unpool(features: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    """Each value at the voxel its pooling took it from, zeros elsewhere.
+
+    A scatter, which repeats itself on a GPU if asked to; torch's own unpooling refuses there.
+
+    Args:
+        features: `(B, C, *coarse)`.
+        indices: of the maxima, as torch's pooling gives them: counted over all voxels of `size`; no two equal, as where
+            windows do not overlap.
+        size: grid before the pooling.
+
+    Returns:
+        `(B, C, *size)`.
+    """
+    batch, channels = features.shape[:2]
+    flat = features.new_zeros(batch, channels, prod(size)).scatter(2, indices.flatten(2), features.flatten(2))
+    return flat.view(batch, channels, *size)
