@@ -16,6 +16,7 @@ from typing import Any
 
 from medseg.errors import ConfigError
 
+BESIDE_A_RECIPE = ("--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf")  # not in a run
 PLAIN = re.compile(r"[\w./\\:%~+-]+")  # text without quotes, brackets, spaces and comments
 
 
@@ -42,11 +43,31 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def training_arguments(files: Sequence[Path], settings: Sequence[tuple[str, Any]]) -> list[str]:
-    """Arguments to `python` that train with the recipe and overlays in `files`."""
-    names = [file.as_posix() for file in files]
-    config = names[0] if len(names) == 1 else repr(names)
-    arguments = ["-m", "monai.bundle", "run", "training", "--config_file", config]
+def training_arguments(
+    files: Sequence[Path], settings: Sequence[tuple[str, Any]], *, resume: Path | None = None
+) -> list[str]:
+    """Arguments to `python` that train with the recipe and overlays in `files`.
+
+    Args:
+        files: recipe and overlays; none to resume a run with its own recipe.
+        settings: as of `parse_setting`.
+        resume: folder of the run to continue.
+
+    Raises:
+        ConfigError: if there is neither recipe nor run, or the run has no recipe of its own.
+    """
+    arguments = ["-m", "monai.bundle", "run", "training"]
+    if files:
+        names = [file.as_posix() for file in files]
+        arguments += ["--config_file", names[0] if len(names) == 1 else repr(names)]
+    elif resume is None:
+        raise ConfigError("what to train? Give a recipe, such as configs/unet_liver.json, or --resume runs/NAME")
+    elif not (resume / "recipe.json").is_file():
+        raise ConfigError(f"no run to resume in {resume} (recipe.json is missing): give a run's folder, as runs/NAME")
+    else:
+        arguments += ["--config_file", (resume / "recipe.json").as_posix(), *BESIDE_A_RECIPE]
+    if resume is not None:
+        settings = [*settings, ("resume", resume.as_posix())]
     for key, value in settings:
         arguments += [f"--{key}={_literal(value)}"] if str(value).startswith("-") else [f"--{key}", _literal(value)]
     return arguments

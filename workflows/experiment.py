@@ -4,13 +4,11 @@ import json
 import logging
 import math
 import os
-import signal
-import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,14 +16,15 @@ from torch import Tensor
 
 from medseg import tracking
 from medseg.bundle import task_metadata, write_bundle
-from medseg.data import Cases, fingerprint
+from medseg.data import Cases
 from medseg.notices import SYNTHETIC
-from workflows import recipe
-from workflows.failure import failure_line
+from workflows import recipe, resuming
+from workflows.checkpoints import newest_checkpoint
+from workflows.failure import ended_by_signals, failure_line
 
 logger = logging.getLogger(__name__)
 
-PLACES = ("dataset_dir", "scans_dir", "model")  # of this machine: a bundle must not name them
+PLACES = ("dataset_dir", "scans_dir", "model", "resume")  # of this machine: a bundle must not name them
 
 
 class Experiment:
@@ -60,6 +59,42 @@ class Experiment:
         self.metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
         self.results: dict[str, float] = {}
         self._run: tracking.Run | None = None
+        self._resumed: Path | None = None
+        self._checkpoint: dict[str, Any] | None = None
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Fingerprint of the run's data."""
+        return {
+            **resuming.describe_data(self.cases),
+            "layout": self.cases.layout,
+            "synthetic": self.synthetic,
+        }
+
+    def resume(self, resume: Any) -> None:
+        """Make this the continuation of a run; nothing happens if `resume` is None.
+
+        Asked before cases are cached, so that what stands against it shows within seconds.
+
+        Args:
+            resume: None, or the run's folder, wherever it has been moved.
+
+        Raises:
+            ConfigError: if it is anything else, or the recipe would train something else.
+            DataError: if the data differ from the run's, or it has no checkpoint that can be read.
+        """
+        if resume is None:
+            return
+        folder = resuming.run_folder(resume)
+        resuming.check_recipe(folder, recipe.merged_recipe())
+        resuming.check_data(folder, self.data)
+        self._checkpoint = newest_checkpoint(folder)
+        self._resumed, self.output_dir = folder, folder.parent
+
+    def take_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint to continue from, once; None for a new run."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        return checkpoint
 
     @property
     def run(self) -> tracking.Run:
@@ -81,27 +116,35 @@ class Experiment:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Open the run and record what it is made of; close it as FINISHED, FAILED or KILLED."""
-        self._run = tracking.start_run(runs_dir=self.output_dir, experiment=self.experiment_name, name=self.run_name)
-        in_main_thread = threading.current_thread() is threading.main_thread()  # no other may handle signals
-        before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
-        try:
-            self.run.log_environment()
-            self.run.log_recipe(recipe.merged_recipe(), recipe.overrides())
-            labeled = [*self.cases.training, *self.cases.validation, *self.cases.test]
-            self.run.log_data({**fingerprint(labeled), "layout": self.cases.layout, "synthetic": self.synthetic})
-            yield
-        except (KeyboardInterrupt, SystemExit):
-            self.run.finish("KILLED")
-            raise
-        except Exception as error:
-            (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            self.run.finish("FAILED", error=failure_line(error))
-            raise
+        with ended_by_signals():
+            self._run = self._open()
+            try:
+                self._record()
+                yield
+            except (KeyboardInterrupt, SystemExit):
+                self.run.finish("KILLED")
+                raise
+            except Exception as error:
+                with suppress(OSError):  # a full disk must not hide what filled it
+                    (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                self.run.finish("FAILED", error=failure_line(error))
+                raise
+            else:
+                self.run.finish("FINISHED")
+
+    def _open(self) -> tracking.Run:
+        if self._resumed:
+            return tracking.resume_run(self._resumed)
+        return tracking.start_run(runs_dir=self.output_dir, experiment=self.experiment_name, name=self.run_name)
+
+    def _record(self) -> None:
+        resuming.record(self.folder, recipe.merged_recipe() | {"resume": None}, self.data)
+        self.run.log_environment()
+        if self._resumed:
+            self.run.log_params(recipe.merged_recipe())  # shows what is other now, such as the number of workers
         else:
-            self.run.finish("FINISHED")
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGTERM, before)
+            self.run.log_recipe(recipe.merged_recipe(), recipe.overrides())
+            self.run.log_data(self.data)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep numbers of an epoch for the next `flush`."""
@@ -117,7 +160,8 @@ class Experiment:
 
         What held-out cases have shown by now goes into its metadata.
         """
-        merged = recipe.merged_recipe() | dict.fromkeys(PLACES)
+        merged = recipe.merged_recipe()
+        merged |= {place: None for place in PLACES if place in merged}
         held_out = {
             name: round(value, 4)
             for name, value in self.results.items()
@@ -151,11 +195,6 @@ class Experiment:
         logger.info("MLflow:   %s (open it with: medseg ui --runs %s)", store, self.output_dir)
         if self.notice:
             logger.info("This model is %s.", self.notice)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End the run as KILLED instead of leaving it RUNNING for good."""
-    raise SystemExit(128 + number)
 
 
 def is_synthetic(dataset_dir: Path) -> bool:

@@ -2,13 +2,17 @@
 
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 
 from medseg.errors import ConfigError, DataError
 
+STOPPED_BY = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 LONGEST_CASE_S = 120  # nobody waits longer than this for a line about an error
 
 # an error from a data-loading process comes as text, with its traceback in it
@@ -21,6 +25,41 @@ def end_with_our_line() -> None:
     With the environment variable `MEDSEG_ONE_LINE=1` that line is all, without the traceback.
     """
     sys.excepthook = _report
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block by `SystemExit` with 130 and 143, the last line saying so.
+
+    Only the first signal counts, so that a second one (as from a process group) cannot cut short the closing of a run.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other may handle signals
+        yield
+        return
+    before = {number: signal.signal(number, _stop) for number in STOPPED_BY}
+    try:
+        yield
+    except Stopped as stopped:
+        sys.stdout.flush()
+        sys.stderr.write(f"medseg: stopped by {STOPPED_BY[stopped.number]}\n")
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Stopped(SystemExit):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(128 + number)  # as shells tell it
+        self.number = number
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in STOPPED_BY:
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(signal.Signals(number))
 
 
 def failure_line(error: BaseException) -> str:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from medseg.writing import aside
 from workflows.experiment import Experiment
 
 logger = logging.getLogger(__name__)
@@ -137,32 +135,36 @@ class FollowTraining:
 
 
 class KeepBest:
-    """Handler of the validator: remembers the weights of the best key metric, and saves what a resume needs.
+    """Handler of the validator: writes the bundle whenever the key metric is the best so far.
 
     Args:
         experiment: the run to write into.
         network: whose weights are kept.
-        trainer_state: name -> object with `state_dict`, saved for a resume beside the network.
     """
 
-    def __init__(self, experiment: Experiment, network: nn.Module, trainer_state: Mapping[str, Any]) -> None:
-        self.experiment, self.network, self.trainer_state = experiment, network, dict(trainer_state)
+    def __init__(self, experiment: Experiment, network: nn.Module) -> None:
+        self.experiment, self.network = experiment, network
         self.best = float("-inf")
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator."""
         engine.add_event_handler(Events.COMPLETED, self._keep)
 
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from a checkpoint."""
+        self.best = state["best"]
+
     def _keep(self, engine: SupervisedEvaluator) -> None:
-        score = engine.state.metrics[engine.state.key_metric_name]
-        epoch = engine.state.epoch  # MONAI's ValidationHandler hands the trainer's epoch over
+        score = float(engine.state.metrics[engine.state.key_metric_name])
         if score > self.best:
             self.best = score
             self.experiment.write_bundle(self.network.state_dict())
+            epoch = engine.state.epoch  # MONAI's ValidationHandler hands the trainer's epoch over
             self.experiment.log_metrics({f"best_{engine.state.key_metric_name}": score}, step=epoch)
-        state = {name: part.state_dict() for name, part in self.trainer_state.items()}
-        with aside(self.experiment.folder / "checkpoint.pt") as path:
-            torch.save({"epoch": epoch, "best": self.best, "network": self.network.state_dict(), **state}, path)
 
 
 def train(

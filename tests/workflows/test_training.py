@@ -1,5 +1,3 @@
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -79,20 +77,25 @@ def test_an_unknown_precision_is_refused() -> None:
         TrainingStep(precision="float16")
 
 
-def test_the_best_weights_are_kept_and_later_worse_ones_are_not() -> None:
-    network = nn.Linear(1, 1, bias=False)
-    written: list[float] = []
-    experiment = SimpleNamespace(
-        folder=Path(tempfile.mkdtemp()),
-        write_bundle=lambda weights: written.append(float(weights["weight"])),
-        log_metrics=lambda metrics, step: None,
-    )
-    keep = KeepBest(experiment, network, {"network_again": network})
-    for epoch, (weight, score) in enumerate([(1.0, 0.5), (2.0, 0.8), (3.0, 0.3)], start=1):
+def judge(keep: KeepBest, network: nn.Module, judged: list[tuple[float, float]]) -> None:
+    """Let the validator find a score for each weight."""
+    for epoch, (weight, score) in enumerate(judged, start=1):
         nn.init.constant_(network.weight, weight)
         state = SimpleNamespace(metrics={"mean_dice": score}, key_metric_name="mean_dice", epoch=epoch)
         keep._keep(SimpleNamespace(state=state))
+
+
+def test_the_best_weights_are_kept_and_later_worse_ones_are_not_even_after_a_resume() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    written: list[float] = []
+    experiment = SimpleNamespace(
+        write_bundle=lambda weights: written.append(float(weights["weight"])),
+        log_metrics=lambda metrics, step: None,
+    )
+    keep = KeepBest(experiment, network)
+    judge(keep, network, [(1.0, 0.5), (2.0, 0.8), (3.0, 0.3)])
     assert written == [1.0, 2.0]
-    checkpoint = torch.load(experiment.folder / "checkpoint.pt", weights_only=True)
-    assert (checkpoint["epoch"], checkpoint["best"]) == (3, 0.8)
-    assert float(checkpoint["network"]["weight"]) == 3.0
+    resumed = KeepBest(experiment, network)
+    resumed.load_state_dict(keep.state_dict())
+    judge(resumed, network, [(4.0, 0.7), (5.0, 0.9)])
+    assert written == [1.0, 2.0, 5.0]

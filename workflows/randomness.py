@@ -1,0 +1,90 @@
+"""Randomness that a resumed training repeats: each draw follows from the seed, the epoch and the sample.
+
+Saved random states would not do: loading processes that outlive an epoch keep states which no one else can read, and
+their number decides which of them draws for which sample. So each epoch begins with fresh states made of (seed, epoch),
+and each sample comes with a seed of its own. A checkpoint then needs the seed and the epoch alone; an epoch is the same
+whether the training was resumed before it or not, and with any number of loading processes.
+
+What a GPU cannot promise: some of its operations (the gradients of interpolation among them) add in an order that
+changes from run to run, so that weights agree in the leading digits only.
+"""
+
+import random
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch.utils.data import Dataset, Sampler
+
+ORDER, STATES = 0, 1  # what a stream is for; NumPy promises that streams of `RandomState` never change
+SEEDS = 2**32
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """The samples of an epoch in random order, each as `(index, seed)`; order and seeds follow from (seed, epoch).
+
+    Args:
+        dataset: what is sampled.
+        seed: of the training.
+
+    Attributes:
+        epoch: which one the next iteration deals; see `SeedEpochs`.
+    """
+
+    def __init__(self, dataset: Sized, *, seed: int) -> None:
+        self.size, self.seed, self.epoch = len(dataset), seed, 1
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        draw = _stream(self.seed, self.epoch, ORDER)
+        order = draw.permutation(self.size)
+        seeds = draw.randint(SEEDS, size=self.size, dtype=np.uint64)
+        return iter([(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)])
+
+
+class SeededSamples(Dataset[Any]):
+    """A data set asked with the pairs of `EpochSampler`: its random transforms start from the sample's seed.
+
+    Args:
+        dataset: a MONAI data set, whose `transform` takes a random state.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, pair: tuple[int, int]) -> Any:
+        index, seed = pair
+        self.dataset.transform.set_random_state(seed)
+        return self.dataset[index]
+
+
+class SeedEpochs:
+    """Handler of the trainer: begins each epoch with the random states of (seed, epoch).
+
+    Covers Python, NumPy and torch on every device; the samples' own seeds come through `sampler`.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
+
+    def _seed(self, engine: Engine) -> None:
+        self.sampler.epoch = engine.state.epoch  # before the loader asks for it
+        seed = int(_stream(self.sampler.seed, engine.state.epoch, STATES).randint(SEEDS, dtype=np.uint64))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+def _stream(seed: int, epoch: int, purpose: int) -> np.random.RandomState:
+    return np.random.RandomState([seed % SEEDS, epoch, purpose])
