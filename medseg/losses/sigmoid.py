@@ -47,6 +47,11 @@ class BinaryCrossEntropy(nn.Module):
         return over_heads(self._head_loss, logits, label, self.head_weights)
 
     def _head_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        if logits.shape[1] < 2:
+            raise ValueError(
+                "logits have 1 class; BinaryCrossEntropy needs one channel a class, background included; "
+                "a single region is for RegionDiceBinaryCrossEntropy"
+            )
         check_class_weights(self.class_weights, logits)
         check_classes(self.merged, logits.shape[1])
         targets = region_targets(label, [[value] for value in range(logits.shape[1])], self.ignore_label, self.merged)

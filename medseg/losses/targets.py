@@ -5,6 +5,7 @@ looked". They come from `medseg.data.merge_unlabeled`.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,8 @@ def softmax_voxels(logits: Tensor, label: Tensor, ignore_label: int | None, merg
         target = target.masked_fill(here, 0)
     log_true = log_probabilities.gather(1, target)
     for index, (here, members) in enumerate(zip(is_set, merged.values(), strict=True), start=classes):
-        log_true = torch.where(here, log_probabilities[:, members].logsumexp(dim=1, keepdim=True), log_true)
+        log_set = reduce(torch.logaddexp, [log_probabilities[:, value : value + 1] for value in members])
+        log_true = torch.where(here, log_set, log_true)
         target = target.masked_fill(here, index)
     sets = [*((value,) for value in range(classes)), *merged.values()]
     return SoftmaxVoxels(log_probabilities, log_true, target, valid, sets)

@@ -1,5 +1,6 @@
 """The terms that losses add: soft overlap (Dice, Tversky) and weighted cross-entropy (focal or not)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,25 +57,30 @@ def class_sums(voxels: SoftmaxVoxels, *, include_background: bool) -> Sums:
         is_set = target == index if valid is None else (target == index) & valid
         overlap.append((p_true * is_set).flatten(1).sum(1))
         reference.append(is_set.flatten(1).sum(1))
-    predicted = probabilities.flatten(2).sum(2)
+    predicted = probabilities.flatten(2).sum(2).unbind(1)
     judged = [index for index, members in enumerate(sets) if include_background or 0 not in members]
     return Sums(
         torch.stack([overlap[index] for index in judged], dim=1),
-        torch.stack([predicted[:, sets[index]].sum(1) for index in judged], dim=1),
+        torch.stack([sum_of([predicted[value] for value in sets[index]]) for index in judged], dim=1),
         torch.stack([reference[index] for index in judged], dim=1),
-        _counted(torch.stack(reference, dim=1) > 0, sets)[:, judged] if len(sets) > predicted.shape[1] else None,
+        torch.stack([_counts(reference, sets, index) for index in judged], dim=1)
+        if len(sets) > len(predicted)
+        else None,
     )
 
 
-def _counted(present: Tensor, sets: list[tuple[int, ...]]) -> Tensor:
-    """Which of the sets a sample can be judged by, `(B, sets)`, from which of them it has voxels."""
-    merged = [index for index, members in enumerate(sets) if len(members) > 1]
-    counted = present.clone()
-    for index, members in enumerate(sets):
-        if len(members) == 1:
-            unclear = [other for other in merged if members[0] in sets[other]]
-            counted[:, index] = ~present[:, unclear].any(1)
-    return counted
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of tensors of one shape; unlike indexing by a list, it copies nothing to a GPU."""
+    return torch.stack(list(tensors)).sum(0)
+
+
+def _counts(reference: Sequence[Tensor], sets: Sequence[tuple[int, ...]], index: int) -> Tensor:
+    """Which samples `(B,)` can be judged by one of the sets, from the voxels that they have of each."""
+    if len(sets[index]) > 1:
+        return reference[index] > 0
+    (value,) = sets[index]
+    unclear = [voxels for voxels, members in zip(reference, sets, strict=True) if len(members) > 1 and value in members]
+    return sum_of([torch.zeros_like(reference[index]), *unclear]) == 0
 
 
 def cross_entropy(voxels: SoftmaxVoxels, weights: Tensor | None, *, gamma: float = 0.0) -> Tensor:
@@ -96,7 +102,8 @@ def cross_entropy(voxels: SoftmaxVoxels, weights: Tensor | None, *, gamma: float
         voxel_weights = torch.ones_like(log_true)
     else:
         weights = weights.to(log_true.device)
-        voxel_weights = torch.stack([weights[list(members)].min() for members in voxels.sets])[target]
+        lightest = [torch.stack([weights[value] for value in members]).min() for members in voxels.sets]
+        voxel_weights = torch.stack(lightest)[target]
     if valid is not None:
         voxel_weights = voxel_weights * valid
     return -(log_true * voxel_weights).sum() / voxel_weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
