@@ -59,29 +59,36 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, such as configs/unet_liver.json.")],
-    changes: Annotated[
+    recipe: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="OVERLAY|KEY=VALUE",
-            help="Overlays, such as configs/quick.json, and settings, such as max_epochs=50 dataset_dir=scans.",
+            metavar="RECIPE OVERLAY|KEY=VALUE",
+            help="Recipe, such as configs/unet_liver.json, overlays, such as configs/quick.json, and settings, such as "
+            "max_epochs=50 dataset_dir=scans.",
         ),
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue this run, with its own recipe if none is given.")
+    ] = None,
+    dataset_dir: Annotated[Path | None, typer.Option("--dataset_dir", help="The same as dataset_dir=FOLDER.")] = None,
 ) -> None:
     """Train a model.
 
-    Prints the `python -m monai.bundle run training` it stands for, and runs it.
+    Prints the `python -m monai.bundle run training` it stands for, and runs it. Exit codes: 1 it failed, 130 and 143 it
+    was stopped by Ctrl-C or SIGTERM; `--resume` then continues where it stood.
     """
-    overlays = [Path(change) for change in changes or () if "=" not in change]
-    settings = [launch.parse_setting(change) for change in changes or () if "=" in change]
-    for file in (recipe, *overlays):
+    files = [Path(argument) for argument in recipe or () if "=" not in argument]
+    settings = [launch.parse_setting(argument) for argument in recipe or () if "=" in argument]
+    if dataset_dir is not None:
+        settings.append(("dataset_dir", str(dataset_dir)))
+    for file in files:
         if not file.is_file():
             raise ConfigError(f"no recipe or overlay at {file}; a setting is written KEY=VALUE")
     if not Path("workflows", "__init__.py").is_file():
         raise ConfigError("no workflows/ in this folder: run medseg train in the folder of the medseg checkout")
     if importlib.util.find_spec("monai") is None or importlib.util.find_spec("mlflow") is None:
         raise ConfigError("training needs MONAI and MLflow: pip install 'medseg[train]'")
-    arguments = launch.training_arguments([recipe, *overlays], settings)
+    arguments = launch.training_arguments(files, settings, resume=resume)
     _say("python " + " ".join(launch.quoted(argument) for argument in arguments))
     raise typer.Exit(launch.train(arguments))
 
