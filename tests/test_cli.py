@@ -126,6 +126,37 @@ def test_recipe_or_overlay_that_is_no_file_is_named(checkout, monkeypatch, capsy
     assert (capsys.readouterr().err, checkout) == (error, [])
 
 
+def test_a_run_is_resumed_with_its_own_recipe(checkout, monkeypatch):
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/recipe.json").touch()
+    assert run(monkeypatch, "train", "--resume", "runs/a", "--dataset_dir", "/new", "num_workers=2") == 4
+    expected = ["-m", "monai.bundle", "run", "training", "--config_file", "runs/a/recipe.json"]
+    expected += ["--meta_file", "configs/metadata.json", "--logging_file", "configs/logging.conf"]
+    assert checkout == [[*expected, "--num_workers", "2", "--dataset_dir", "/new", "--resume", "runs/a"]]
+
+
+def test_a_run_is_resumed_with_a_recipe_that_is_given(checkout, monkeypatch):
+    assert run(monkeypatch, "train", "configs/unet_liver.json", "--resume", "runs/a") == 4
+    recipe = ["--config_file", "configs/unet_liver.json"]
+    assert checkout == [["-m", "monai.bundle", "run", "training", *recipe, "--resume", "runs/a"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "what to train? Give a recipe, such as configs/unet_liver.json, or --resume runs/NAME"),
+        (["max_epochs=3"], "what to train? Give a recipe, such as configs/unet_liver.json, or --resume runs/NAME"),
+        (
+            ["--resume", "absent"],
+            "no run to resume in absent (recipe.json is missing): give a run's folder, as runs/NAME",
+        ),
+    ],
+)
+def test_nothing_to_train_is_one_line(checkout, monkeypatch, capsys, arguments, says):
+    assert run(monkeypatch, "train", *arguments) == 2
+    assert (capsys.readouterr().err, checkout) == (f"medseg: {says}\n", [])
+
+
 def test_training_outside_the_checkout_is_refused(checkout, monkeypatch, capsys):
     Path("workflows/__init__.py").unlink()
     assert run(monkeypatch, "train", "configs/unet_liver.json") == 2
