@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medseg.errors import ConfigError
 from medseg.tracking.journal import Journal
-from medseg.tracking.store import alone, is_server
+from medseg.tracking.store import ARTIFACTS, failures, first_line, is_server
 from medseg.writing import aside
 
 ABOUT = "run.json"
@@ -86,17 +87,32 @@ def find_key(client: Any, experiment: str, key: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
+def key_of(client: Any, run_id: str) -> str | None:
+    """Key of a run that MLflow has; None for one that medseg did not make.
+
+    Raises:
+        ConfigError: if MLflow has no such run, or does not answer.
+    """
+    try:
+        key: str | None = client.get_run(run_id).data.tags.get(KEY_TAG)
+    except failures() as error:
+        raise ConfigError(
+            f"MLflow has no run {run_id}: give the run id of the cross-validation ({first_line(error)})"
+        ) from error
+    return key
+
+
 def make_run(client: Any, folder: Path, *, runs_dir: Path, uri: str) -> str:
     """Make the folder's run in MLflow, still without what it recorded, and write its `run.json`; its id.
+
+    To be called by one process at a time (`store.alone`): experiments are made too.
 
     Raises:
         Exception: one of `store.failures()`.
     """
     start = start_of(folder)
-    with alone(runs_dir):
-        experiment_id = _experiment_id(
-            client, start["experiment"], None if is_server(uri) else runs_dir / "mlartifacts"
-        )
+    artifacts = None if is_server(uri) else runs_dir / ARTIFACTS
+    experiment_id = _experiment_id(client, start["experiment"], artifacts)
     tags = start["tags"] | {KEY_TAG: start["key"]}
     if start["parent"] and (parent := find_key(client, start["experiment"], start["parent"])):
         tags[PARENT_TAG] = parent

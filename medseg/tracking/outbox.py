@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.tracking.journal import FOLDER, Journal, Record
+from medseg.tracking.model import register
 from medseg.tracking.store import failures, first_line, is_refusal
 from medseg.writing import aside
 
@@ -68,6 +69,10 @@ class Outbox:
         self._failing, self._again_at = False, 0.0
         return True
 
+    def is_behind(self) -> bool:
+        """Whether MLflow lacks something."""
+        return next(self.journal.records(self._sent), None) is not None
+
     def send_or_raise(self) -> None:
         """Send what MLflow does not have yet.
 
@@ -108,6 +113,8 @@ class Outbox:
             self._taken(partial(self.client.log_artifact, self.run_id, str(path), record["to"]), path.name)
         elif "data" in record:
             self._taken(partial(self.client.log_inputs, self.run_id, _inputs(record["data"])), "the data set")
+        elif "register" in record:
+            self._taken(partial(register, self.client, self.run_id, **record["register"]), "the registered model")
         elif "status" in record:
             self._taken(partial(_set_status, self.client, self.run_id, record), "the status")
 

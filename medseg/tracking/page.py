@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from medseg.errors import ConfigError
-from medseg.tracking.store import is_server, prepare, store_uri, without_password
+from medseg.tracking.store import ARTIFACTS, is_server, prepare, store_uri, without_password
 
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}  # fewer processes
 FIRST_PAGE = "#/experiments?workflowType=machine_learning"  # MLflow would start with its pages for chat models
@@ -49,7 +49,7 @@ def serve_ui(
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ConfigError(f"port {port} is taken: give another --port, or open http://127.0.0.1:{port}")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--registry-store-uri", uri]
-    command += ["--no-serve-artifacts", "--default-artifact-root", (runs_dir / "mlartifacts").as_uri()]
+    command += ["--no-serve-artifacts", "--default-artifact-root", (runs_dir / ARTIFACTS).as_uri()]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     page = f"http://127.0.0.1:{port}/{FIRST_PAGE}"
     server = subprocess.Popen(command, env=os.environ | SERVER_ENVIRONMENT)

@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -22,10 +23,12 @@ import psutil
 from medseg.errors import ConfigError
 from medseg.tracking.journal import Journal
 from medseg.tracking.life import BEAT_S, claim, give_sign, take_sign
-from medseg.tracking.opening import KEY_TAG, find_run, make_run, new_folder, read_about, start_of, write_about
+from medseg.tracking.model import model_card, requirements
+from medseg.tracking.opening import find_run, key_of, make_run, new_folder, read_about, start_of, write_about
 from medseg.tracking.outbox import Outbox
-from medseg.tracking.store import connect, failures, first_line, unusable
+from medseg.tracking.store import alone, connect, failures, first_line, unusable
 from medseg.tracking.surroundings import device_name, git_tags, versions
+from medseg.tracking.system import Watch
 from medseg.tracking.upkeep import mark_dead_runs
 from medseg.tracking.wording import MAX_VALUE, flatten, without_folders
 
@@ -61,6 +64,7 @@ def start_run(
     runs_dir.mkdir(parents=True, exist_ok=True)
     client, uri = connect(runs_dir)
     mark_dead_runs(runs_dir)
+    parent_key = key_of(client, parent) if parent else None
     folder = new_folder(runs_dir, name or experiment)
     try:
         start = {
@@ -74,11 +78,12 @@ def start_run(
                 "mlflow.source.type": "LOCAL",
                 **(tags or {}),
             },
-            "parent": client.get_run(parent).data.tags.get(KEY_TAG) if parent else None,
+            "parent": parent_key,
         }
         claim(folder)
         Journal(folder).append({"start": start})  # first: a kill from here on leaves enough to close the run
-        run_id = make_run(client, folder, runs_dir=runs_dir, uri=uri)
+        with alone(runs_dir):
+            run_id = make_run(client, folder, runs_dir=runs_dir, uri=uri)
     except failures() as error:
         shutil.rmtree(folder)
         raise unusable(uri, first_line(error)) from error
@@ -105,9 +110,8 @@ def resume_run(folder: Path, *, runs_dir: Path | None = None) -> "Run":
     client, uri = connect(runs_dir)
     claim(folder)
     try:
-        run_id = find_run(client, folder)
-        if run_id is None:
-            run_id = make_run(client, folder, runs_dir=runs_dir, uri=uri)
+        with alone(runs_dir):
+            run_id = find_run(client, folder) or make_run(client, folder, runs_dir=runs_dir, uri=uri)
         write_about(folder, run_id, start_of(folder))
         journal = Journal(folder)
         if not journal.start():  # of an earlier medseg
@@ -136,7 +140,9 @@ class Run:
     def __init__(self, outbox: Outbox, uri: str) -> None:
         self.run_id, self.folder, self.uri = outbox.run_id, outbox.journal.folder, uri
         self._outbox = outbox
+        self._started = start_of(self.folder)["time"] / 1000
         self._signed_at = time.monotonic()
+        self._watch = Watch(self._live, name=self.folder.name)
         self._params, self._figures = _recorded(outbox.journal)  # of a resumed run
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -172,9 +178,6 @@ class Run:
 
     def flush(self) -> None:
         """Send what is kept."""
-        if time.monotonic() - self._signed_at > BEAT_S:
-            self._signed_at = time.monotonic()
-            give_sign(self.folder)
         self._outbox.send()
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -210,13 +213,58 @@ class Run:
         self._set_tags({f"data.{key}": value for key, value in tags.items()})
         self._record({"data": [{"name": "data", "digest": digest, "profile": json.dumps(tags)}]})
 
+    def log_model(
+        self, bundle: Path, *, register_as: str | None = None, alias: str | None = None, folder: str = "bundle"
+    ) -> None:
+        """Record a bundle as an MLflow model with a signature; once, at the end, for its weights may be large.
+
+        `mlflow.pyfunc.load_model("runs:/<run id>/bundle")` loads it through `medseg.served`; nothing is pickled.
+
+        Args:
+            bundle: the bundle's folder.
+            register_as: name of a registered model that gets this as its newest version.
+            alias: what the registered model calls this version, such as "best".
+            folder: where in the run's artifacts.
+
+        Raises:
+            ConfigError: if it is no bundle, or an alias is given without a name.
+        """
+        if alias and not register_as:
+            raise ConfigError(f"alias {alias!r} needs the name of a registered model: give register_as too")
+        card = model_card(bundle, self.run_id, folder)
+        for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
+            within = path.parent.relative_to(bundle)
+            self.log_file(path, f"{folder}/{within.as_posix()}" if within.parts else folder)
+        self._log_artifact(requirements(), f"{folder}/requirements.txt")
+        self._log_artifact(card, f"{folder}/MLmodel")  # last: with it, the folder is a model
+        if register_as:
+            self._record({"register": {"name": register_as, "artifact_path": folder, "alias": alias}})
+
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """Every figure so far, as its (step, value) pairs in order of steps; the latest value of a step counts."""
+        _, figures = _recorded(self._outbox.journal)
+        history: dict[str, list[tuple[int, float]]] = {}
+        for (name, step), value in sorted(figures.items()):
+            history.setdefault(name, []).append((step, value))
+        return history
+
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, error: str | None = None) -> None:
         """Send what is left and close the run; `error` is shown as its tag."""
+        self._watch.stop()
         if error:
             self._outbox.put({"tags": {"error": without_folders(error)[:MAX_VALUE]}})
         self._outbox.put({"status": status, "time": int(time.time() * 1000)})
         if self._outbox.send(now=True):
             take_sign(self.folder)
+
+    def _live(self, load: Mapping[str, float]) -> None:
+        """Called by the watching thread, so it writes into the folder only."""
+        seconds = int(time.time() - self._started)
+        self._outbox.put({"metrics": load, "step": seconds, "time": int(time.time() * 1000)})
+        if time.monotonic() - self._signed_at > BEAT_S:
+            self._signed_at = time.monotonic()
+            with suppress(OSError):
+                give_sign(self.folder)
 
     def _log_json(self, content: Mapping[str, Any], name: str) -> None:
         self._log_artifact(json.dumps(without_folders(dict(content)), indent=2, default=str) + "\n", name)

@@ -22,6 +22,13 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's 7 tries at a dead server hold a training up for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+ARTIFACTS = "mlartifacts"
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 ANSWER_S = 6.0  # a server that needs longer is taken for dead before a training
 REFUSALS = (
     "INVALID_PARAMETER_VALUE",
@@ -83,11 +90,31 @@ def connect(runs_dir: Path) -> tuple[Any, str]:
 
     try:
         with alone(runs_dir):
+            if not os.environ.get("MLFLOW_TRACKING_URI"):
+                _follow_move(runs_dir)
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)  # makes the store
     except failures() as error:
         raise unusable(uri, first_line(error)) from error
     return client, uri
+
+
+def _follow_move(runs_dir: Path) -> None:
+    """Say where artifacts are now, in a store that was moved or copied with them: MLflow notes full addresses."""
+    store, here = runs_dir / "mlflow.db", (runs_dir / ARTIFACTS).as_uri()
+    if not store.exists():
+        return
+    with closing(sqlite3.connect(store, timeout=60)) as connection, connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+            return
+        noted = connection.execute("SELECT artifact_location FROM experiments WHERE artifact_location LIKE 'file:%'")
+        elsewhere = {place.partition(f"/{ARTIFACTS}")[0] + f"/{ARTIFACTS}" for (place,) in noted if ARTIFACTS in place}
+        for before in sorted(elsewhere - {here}):
+            for table, column in ADDRESSES:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (here, len(before) + 1, len(before), before),
+                )
 
 
 def unusable(uri: str, reason: str) -> ConfigError:

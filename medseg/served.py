@@ -1,0 +1,40 @@
+"""A bundle as MLflow loads it: `mlflow.pyfunc.load_model("models:/liver@best")`, nothing unpickled, nothing run."""
+
+from typing import TYPE_CHECKING, Any
+
+from medseg.bundle import open_bundle
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def _load_pyfunc(path: str) -> "ServedBundle":  # the name that MLflow calls
+    return ServedBundle(path)
+
+
+class ServedBundle:
+    """A bundle's network and inferer, on the CPU.
+
+    Args:
+        path: the bundle's folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        bundle = open_bundle(path)
+        self.network, self.inferer = bundle.network(), bundle.build("inferer")
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> "NDArray[np.float32]":
+        """Images `(B, C, *spatial)` on the network's grid, preprocessed -> probabilities `(B, out, *spatial)`.
+
+        Args:
+            model_input: float32 array, or a mapping with one as `image`.
+            params: none are known.
+        """
+        import torch
+
+        images = torch.as_tensor(model_input["image"] if isinstance(model_input, dict) else model_input)
+        with torch.inference_mode():
+            logits = [self.inferer(image[None], self.network) for image in images]
+        probabilities: NDArray[np.float32] = torch.cat(logits).float().softmax(dim=1).numpy()
+        return probabilities
