@@ -112,6 +112,14 @@ def test_ignored_voxels_count_as_if_cut_off(loss, spatial_dims):
     assert not torch.autograd.grad(nothing, logits)[0].any()
 
 
+@pytest.mark.parametrize("loss", [Dice, Tversky, DiceCrossEntropy, DiceFocal])
+def test_ignored_voxels_are_no_background(loss):
+    logits, label = example()
+    label[:, :, :3] = 255
+    found = loss(ignore_label=255, include_background=True)(logits, label)
+    assert_same(found, loss(include_background=True)(logits[:, :, 3:], label[:, :, 3:]), logits)
+
+
 @pytest.mark.parametrize("settings", [{}, {"ignore_label": 255, "merged": {254: [0, 1], 253: [1, 2]}}])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_are_finite_differences(loss, settings):
