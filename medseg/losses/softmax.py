@@ -1,7 +1,8 @@
 """Losses of the softmax over classes that exclude each other.
 
-All are ours: MONAI's (1.6) have no `ignore_label` beside cross-entropy, no partial labels, multiply Dice by the class
-weights, and take five seconds to import. Where they agree, the tests compare with them.
+All are ours: MONAI 1.6 has `ignore_label` in few of its losses and partial labels in none, lets class weights multiply
+Dice, keeps a sigmoid in the focal part of its DiceFocalLoss, and takes five seconds to import. Where the two agree, the
+tests compare them.
 """
 
 from collections.abc import Mapping, Sequence
