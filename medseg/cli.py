@@ -170,6 +170,33 @@ def ui(
     raise typer.Exit(serve_ui(runs, port=port, open_browser=browser, on_ready=_say))
 
 
+runs_app = typer.Typer(help="Runs that trainings recorded.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("import")
+def import_runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or one above run folders.")],
+    runs: Annotated[Path, typer.Option(help="Folder of runs, whose MLflow store gets them.")] = Path("runs"),
+) -> None:
+    """Bring run folders into MLflow.
+
+    From another machine or store, or after a tracking server was away; a run that is there already is completed, not
+    doubled.
+    """
+    from medseg import tracking
+
+    said = {
+        "imported": "imported",
+        "completed": "was there, what was missing is sent",
+        "complete": "was there",
+        "running": "still being written, left alone",
+        "empty": "recorded nothing that could be imported",
+    }
+    for run in tracking.import_runs(folder, runs_dir=runs):
+        typer.echo(f"{run.name}: {said[run.what]}{f' (run id {run.run_id})' if run.run_id else ''}")
+
+
 @app.command()
 def doctor() -> None:
     """Say what this machine offers."""
