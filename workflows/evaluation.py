@@ -1,7 +1,10 @@
 """Evaluation: whole cases on their own grids, a table with one row a case."""
 
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from medseg.geometry import voxel_volume_ml
 from medseg.metrics import mean_over_cases, region_overlap
 from medseg.preprocessing import Intensity, Window
 from medseg.reading import read_channels, read_label
-from medseg.report.pictures import overlay_picture
+from medseg.report.pictures import curves_picture, overlay_picture
 from workflows import recipe
 from workflows.experiment import Experiment
 
@@ -48,6 +51,36 @@ def judged_split(cases: Cases) -> str:
     return "held_out" if any("label" in sample for sample in cases.test) else "best_validation"
 
 
+@dataclass(frozen=True)
+class PackedLabels:
+    """A label map in little memory: which case is the median one is known only when all are judged.
+
+    Attributes:
+        shape: of the whole map.
+        box: the part outside of which all is 0.
+        content: its compressed values.
+    """
+
+    shape: tuple[int, ...]
+    box: tuple[slice, ...]
+    content: bytes
+
+    @classmethod
+    def pack(cls, labels: NDArray[np.uint8]) -> "PackedLabels":
+        """Pack `(*spatial)`."""
+        axes = range(labels.ndim)
+        found = [np.flatnonzero(labels.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
+        box = tuple(slice(int(f[0]), int(f[-1]) + 1) if len(f) else slice(0, 0) for f in found)
+        return cls(labels.shape, box, zlib.compress(labels[box].tobytes(), level=1))
+
+    def unpack(self) -> NDArray[np.uint8]:
+        """The map as it was."""
+        labels = np.zeros(self.shape, dtype=np.uint8)
+        inside = labels[self.box]
+        inside[...] = np.frombuffer(zlib.decompress(self.content), dtype=np.uint8).reshape(inside.shape)
+        return labels
+
+
 class CaseTable(Metric):
     """Overlap of each case and region; its value is the key metric.
 
@@ -65,7 +98,7 @@ class CaseTable(Metric):
     def reset(self) -> None:
         """Forget all cases."""
         self.overlaps: dict[str, dict[str, dict[str, float]]] = {}
-        self.extremes: dict[str, tuple[float, str, NDArray[np.uint8]]] = {}
+        self._judged: list[tuple[float, str, PackedLabels]] = []
 
     def iteration_completed(self, engine: Engine) -> None:
         """Judge the case that the engine has just finished."""
@@ -85,13 +118,15 @@ class CaseTable(Metric):
         )
         self.overlaps[case_id] = overlap
         dice = [numbers["dice"] for numbers in overlap.values() if not np.isnan(numbers["dice"])]
-        self._remember(float(np.mean(dice)) if dice else 1.0, case_id, pred_voxels)
+        self._judged.append((float(np.mean(dice)) if dice else 1.0, case_id, PackedLabels.pack(pred_voxels)))
 
-    def _remember(self, score: float, case_id: str, pred: NDArray[np.uint8]) -> None:
-        if "worst" not in self.extremes or score < self.extremes["worst"][0]:
-            self.extremes["worst"] = (score, case_id, pred)
-        if "best" not in self.extremes or score > self.extremes["best"][0]:
-            self.extremes["best"] = (score, case_id, pred)
+    def examples(self) -> dict[str, tuple[float, str, NDArray[np.uint8]]]:
+        """The worst, median and best case: mean Dice, case id and prediction; of two cases the median is the worst."""
+        if not self._judged:
+            return {}
+        ranked = sorted(self._judged, key=itemgetter(0, 1))
+        chosen = {"worst": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "best": ranked[-1]}
+        return {which: (score, case_id, packed.unpack()) for which, (score, case_id, packed) in chosen.items()}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -124,7 +159,7 @@ class TrackCases:
         experiment: the run to write into.
         table: the evaluator's key metric.
         split: which cases these are, e.g. `"validation"`; prefixes every name.
-        samples: draw the worst and the best of these cases; none for no pictures.
+        samples: draw the worst, median and best of these cases, and the curves so far; none for no pictures.
         channels: the channels of the samples.
         intensity: the recipe's; a CT window is used for the pictures too.
     """
@@ -165,7 +200,7 @@ class TrackCases:
     def _draw(self) -> None:
         folder = self.experiment.folder / "pictures"
         folder.mkdir(exist_ok=True)
-        for which, (score, case_id, pred) in self.table.extremes.items():
+        for which, (score, case_id, pred) in self.table.examples().items():
             sample = self.samples[case_id]
             scan = read_channels(sample["image"], self.channels)[0]
             path = folder / f"{self.split}_{which}.png"
@@ -180,6 +215,23 @@ class TrackCases:
                 notice=self.experiment.notice,
             )
             self.experiment.run.log_file(path, "pictures")
+        if curves := training_curves(self.experiment.run.history()):
+            curves_picture(curves, folder / "curves.png")
+            self.experiment.run.log_file(folder / "curves.png", "pictures")
+
+
+def training_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Sequence[tuple[int, float]]]:
+    """What of a run's figures is worth a curve, as `panel/name`: losses, Dice and learning rate over epochs.
+
+    >>> training_curves({"train_loss": [(1, 0.7), (2, 0.5)], "held_out_liver_dice": [(2, 0.9)]})
+    {'loss/train_loss': [(1, 0.7), (2, 0.5)]}
+    """
+    return {
+        f"{panel}/{name}": values
+        for panel in ("loss", "dice", "learning_rate")
+        for name, values in history.items()
+        if panel in name and len(values) > 1
+    }
 
 
 def evaluate(experiment: Experiment, evaluator: SupervisedEvaluator, network: nn.Module, model: str | None) -> None:

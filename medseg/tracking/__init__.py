@@ -2,7 +2,17 @@
 
 from medseg.tracking.page import serve_ui
 from medseg.tracking.runs import Run, resume_run, start_run
-from medseg.tracking.store import store_uri
+from medseg.tracking.store import check_store, store_uri
 from medseg.tracking.upkeep import Imported, import_runs, mark_dead_runs
 
-__all__ = ["Imported", "Run", "import_runs", "mark_dead_runs", "resume_run", "serve_ui", "start_run", "store_uri"]
+__all__ = [
+    "Imported",
+    "Run",
+    "check_store",
+    "import_runs",
+    "mark_dead_runs",
+    "resume_run",
+    "serve_ui",
+    "start_run",
+    "store_uri",
+]

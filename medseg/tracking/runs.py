@@ -205,13 +205,34 @@ class Run:
         self._log_json(about, "environment.json")
         self._set_tags({**git_tags(), **{key: str(about[key]) for key in ENVIRONMENT_TAGS if key in about}})
 
-    def log_data(self, fingerprint: Mapping[str, Any]) -> None:
-        """Record which data was used: its `sha256` and counts, as MLflow's dataset of the run, tags and `data.json`."""
+    def log_data(
+        self,
+        fingerprint: Mapping[str, Any],
+        *,
+        split: Mapping[str, Sequence[str]] | None = None,
+        volumes: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Record which data was used, as MLflow's dataset of the run, tags and artifacts.
+
+        Args:
+            fingerprint: `sha256` of the contents and counts; the artifact `data.json`.
+            split: case ids of `training`, `validation`, ...; the artifact `split.json`.
+            volumes: one row a case with `case_id` and `<region>_ml`; the artifact `region_volumes.csv`, and the mean
+                of each region in the dataset.
+        """
         self._log_json(fingerprint, "data.json")
         tags = flatten(without_folders(dict(fingerprint)))
         digest = str(fingerprint.get("sha256", "unknown"))[:36]  # MLflow keeps no more
+        profile: dict[str, Any] = dict(tags)
+        if split:
+            self._log_json(split, "split.json")
+            profile["split"] = {name: len(case_ids) for name, case_ids in split.items()}
+        if volumes:
+            self.log_table(volumes, "region_volumes")
+            profile["mean_volume_ml"] = _means_ml(volumes)
         self._set_tags({f"data.{key}": value for key, value in tags.items()})
-        self._record({"data": [{"name": "data", "digest": digest, "profile": json.dumps(tags)}]})
+        data = {"name": "data", "digest": digest, "profile": json.dumps(profile), "context": "training"}
+        self._record({"data": [data]})
 
     def log_model(
         self, bundle: Path, *, register_as: str | None = None, alias: str | None = None, folder: str = "bundle"
@@ -285,6 +306,13 @@ class Run:
             if any(record.values()):
                 self._outbox.put(record)
         self._outbox.send()
+
+
+def _means_ml(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean of each `<region>_ml` over the rows that have it."""
+    regions = dict.fromkeys(key.removesuffix("_ml") for row in rows for key in row if key.endswith("_ml"))
+    volumes = {region: [float(row[f"{region}_ml"]) for row in rows if f"{region}_ml" in row] for region in regions}
+    return {region: round(sum(found) / len(found), 3) for region, found in volumes.items()}
 
 
 def _recorded(journal: Journal) -> tuple[dict[str, str], dict[tuple[str, int], float]]:

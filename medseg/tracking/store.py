@@ -99,6 +99,16 @@ def connect(runs_dir: Path) -> tuple[Any, str]:
     return client, uri
 
 
+def check_store(runs_dir: Path) -> None:
+    """Ask whether runs can be recorded, before hours of preparing data.
+
+    Raises:
+        ConfigError: if MLflow is not installed, or its store cannot be reached within ten seconds.
+    """
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    connect(runs_dir.resolve())
+
+
 def _follow_move(runs_dir: Path) -> None:
     """Say where artifacts are now, in a store that was moved or copied with them: MLflow notes full addresses."""
     store, here = runs_dir / "mlflow.db", (runs_dir / ARTIFACTS).as_uri()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medseg.data import Cases
-from workflows.evaluation import CaseTable, labeled_cases, one_case
+from workflows.evaluation import CaseTable, PackedLabels, labeled_cases, one_case, training_curves
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
 GRID = SimpleNamespace(scan_affine=np.diag([2.0, 2.0, 5.0, 1.0]))  # 0.02 mL a voxel
@@ -41,12 +41,56 @@ def test_ignored_voxels_are_not_judged() -> None:
     assert table.means()["liver_dice"] == 1.0
 
 
-def test_worst_and_best_case_are_remembered_with_their_predictions() -> None:
+def test_worst_median_and_best_case_are_shown_with_their_predictions() -> None:
     table = CaseTable({"liver": [1]})
-    for case_id, pred in (("good", labels(1, 1, 0)), ("bad", labels(0, 0, 1)), ("fair", labels(1, 0, 0))):
+    preds = {"good": labels(1, 1, 0), "bad": labels(0, 0, 1), "fair": labels(1, 0, 0)}
+    for case_id, pred in preds.items():
         table.update((case_id, pred, labels(1, 1, 0), GRID))
-    assert {which: extreme[1] for which, extreme in table.extremes.items()} == {"worst": "bad", "best": "good"}
-    assert table.extremes["worst"][2].tolist() == [[[0]], [[0]], [[1]]]
+    assert {which: case_id for which, (_, case_id, _) in table.examples().items()} == {
+        "worst": "bad",
+        "median": "fair",
+        "best": "good",
+    }
+    for _, case_id, pred in table.examples().values():
+        assert pred.tolist() == preds[case_id][0, 0].tolist()
+    assert table.examples()["median"][0] == pytest.approx(2 / 3)
+
+
+def test_median_of_an_even_number_of_cases_is_one_of_them() -> None:
+    table = CaseTable({"liver": [1]})
+    for number in range(4):
+        table.update((str(number), labels(*[1] * number, 0, 0), labels(*[1] * number, 0, 1), GRID))
+    assert [case_id for _, case_id, _ in table.examples().values()] == ["0", "1", "3"]
+
+
+def test_a_table_without_cases_has_no_examples() -> None:
+    assert CaseTable(REGIONS).examples() == {}
+
+
+@pytest.mark.parametrize("values", [(0, 0, 0), (0, 3, 0), (7, 0, 1)])
+def test_packed_labels_are_unpacked_as_they_were(values: tuple[int, ...]) -> None:
+    whole = np.zeros((5, 7, 6), np.uint8)
+    whole[2, 3:6, 4] = values
+    packed = PackedLabels.pack(whole)
+    assert np.array_equal(packed.unpack(), whole)
+    assert len(packed.content) < 20
+
+
+def test_packed_labels_of_a_whole_volume_take_little_memory() -> None:
+    whole = np.zeros((64, 48, 40), np.uint8)
+    whole[10:40, 9:30, 5:35] = 1
+    assert len(PackedLabels.pack(whole).content) < whole.size / 100
+
+
+def test_curves_are_of_figures_that_have_a_course() -> None:
+    course = [(1, 1.0), (2, 0.5)]
+    history = {
+        "train_loss": course,
+        "validation_liver_dice": course,
+        "held_out_mean_dice": [(2, 1.0)],
+        "system/a": course,
+    }
+    assert training_curves(history) == {"loss/train_loss": course, "dice/validation_liver_dice": course}
 
 
 def test_a_reset_table_is_empty() -> None:
