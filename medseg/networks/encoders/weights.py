@@ -1,0 +1,150 @@
+"""Weights of a file for an encoder: loaded as they are, inflated from 2D, or adapted to other image channels."""
+
+import logging
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import ConfigError, DataError
+from medseg.networks.encoders.inflation import Inflation, inflated_kernel, is_inflatable
+
+CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks; an encoder has none
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedWeights(NamedTuple):
+    """Names of the tensors that did not simply load."""
+
+    missing: tuple[str, ...]  # the network's, not in the file; they keep their values
+    unexpected: tuple[str, ...]  # the file's, not in the network; a classifier is not counted
+    inflated: tuple[str, ...]  # from 2D to 3D
+    adapted: tuple[str, ...]  # to another number of image channels
+
+
+def load_weights(
+    module: nn.Module, path: str | Path, *, prefix: str = "", inflation: Inflation = "center"
+) -> LoadedWeights:
+    """Load a file of weights, in torchvision's or MedicalNet's layout, into `module`; says what did not fit.
+
+    2D kernels inflate for a 3D network, with the last axis as the new one. The first convolution adapts to other image
+    channels: each gets the mean of the file's, times their number over the network's, so that equal channels give the
+    sums that they gave (one channel: the sum over red, green and blue).
+
+    Args:
+        module: encoder, or a network.
+        path: of a state dict, in a file of `torch.save` (opened as weights only, it cannot run code) or `.safetensors`;
+            it may lie under "state_dict", and its names may begin with "module.".
+        prefix: only the file's names that begin so, without it; such as "encoder." for a file of a whole network.
+        inflation: of 2D kernels, see `inflate`.
+
+    Raises:
+        ConfigError: if there is no such file, or it is `.safetensors` and that package is not installed.
+        DataError: for a file without weights, without any that fit, or with some of another shape.
+    """
+    path = Path(path)
+    source = named_tensors(path)
+    source = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
+    target = module.state_dict()
+    stem = next((name for name, value in target.items() if value.ndim > 2), None)
+    fitting: dict[str, Tensor] = {}
+    inflated, adapted = [], []
+    for name in target.keys() & source.keys():
+        weight, shape = source[name], target[name].shape
+        if name == stem and weight.ndim > 2 and weight.shape[1] != shape[1]:
+            weight = adapted_stem(weight, shape[1])
+            adapted.append(name)
+        if is_inflatable(weight, shape, -1):
+            weight = inflated_kernel(weight, module, name, mode=inflation, axis=-1)
+            inflated.append(name)
+        if weight.shape != shape:
+            raise DataError(
+                f"{path.name}: {name} is {tuple(source[name].shape)}, the network's is {tuple(shape)};"
+                " make the network with the widths and depth of the file, or take another file"
+            )
+        fitting[name] = weight
+    if not fitting:
+        raise DataError(
+            f"{path.name}: none of its {len(source)} tensors {listed(source)} is one of the network's {listed(target)};"
+            " take another file, or give the prefix of its names"
+        )
+    module.load_state_dict(fitting, strict=False)
+    loaded = LoadedWeights(
+        missing=tuple(name for name in target if name not in source),
+        unexpected=tuple(name for name in source if name not in target and not name.startswith(CLASSIFIERS)),
+        inflated=tuple(name for name in target if name in inflated),
+        adapted=tuple(adapted),
+    )
+    report(path.name, len(fitting), loaded)
+    return loaded
+
+
+def report(file: str, count: int, loaded: LoadedWeights) -> None:
+    """One line in the log: a warning if tensors are missing or unexpected."""
+    parts = [f"{len(names)} {what} {listed(names)}" for what, names in loaded._asdict().items() if names]
+    level = logging.WARNING if loaded.missing or loaded.unexpected else logging.INFO
+    logger.log(level, "%s: loaded %d tensors; %s", file, count, ", ".join(parts) or "all fit")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first three names in brackets."""
+    *shown, more = [*list(names)[:3], *["..."] * (len(list(names)) > 3)] or ["none"]
+    return f"({', '.join([*shown, more])})"
+
+
+def named_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without counts of batches and wrappers' "module.".
+
+    Raises:
+        ConfigError: if there is no such file, or it is `.safetensors` and that package is not installed.
+        DataError: if the file is not a state dict.
+    """
+    if not path.is_file():
+        raise ConfigError(f"weights: there is no file {path.name}; give the path of a downloaded one")
+    try:
+        content = opened(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: holds more than weights, or is damaged; save its state dict anew") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise DataError(f"{path.name}: is not a state dict; save network.state_dict()")
+    return {
+        name.removeprefix("module."): value
+        for name, value in content.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def opened(path: Path) -> object:
+    """What the file holds, on the CPU."""
+    if path.suffix != ".safetensors":
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ConfigError(f"weights: {path.name} needs a package: pip install safetensors") from error
+    return load_file(path)
+
+
+def adapted_stem(weight: Tensor, in_channels: int) -> Tensor:
+    """A kernel for `in_channels` image channels, of the same sum over them."""
+    return (weight.sum(1, keepdim=True) / in_channels).repeat_interleave(in_channels, dim=1)
+
+
+def start_as_he(network: nn.Module) -> None:
+    """Random kernels that keep the variance of gradients through ReLUs, zero biases.
+
+    Reference:
+        He et al., "Delving Deep into Rectifiers", ICCV 2015, arXiv:1502.01852.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
