@@ -1,6 +1,7 @@
 """A bundle as an MLflow model: `MLmodel` beside the bundle's own files, so that nothing is pickled or kept twice."""
 
 import json
+import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ def model_card(bundle: Path, run_id: str, artifact_path: str) -> str:
     """
     import numpy as np
     from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import add_to_model
     from mlflow.types import Schema, TensorSpec
 
     recipe = _recipe(bundle)
@@ -37,7 +37,8 @@ def model_card(bundle: Path, run_id: str, artifact_path: str) -> str:
     probabilities = TensorSpec(np.dtype(np.float32), (MANY, recipe["out_channels"], *grid), "probabilities")
     signature = ModelSignature(inputs=Schema([image]), outputs=Schema([probabilities]))
     model = Model(artifact_path=artifact_path, run_id=run_id, signature=signature)
-    add_to_model(model, loader_module=LOADER)
+    # by hand: mlflow.pyfunc, which would do it, takes seconds to import and warns of its own type hints
+    model.add_flavor("python_function", loader_module=LOADER, python_version=platform.python_version())
     return str(model.to_yaml())
 
 
