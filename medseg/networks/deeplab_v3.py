@@ -28,8 +28,8 @@ class DeepLabV3(nn.Module):
 
     The defaults are the paper's on ResNet-101 with multi-grid (1, 2, 4) and output stride 16. RGB, 21 classes:
     58,040,661 parameters. torchvision's form is `output_stride=8, multi_grid=None, dilation="torchvision",
-    head_convs=1, auxiliary_head=True`: ResNet-50 42,004,074 parameters, ResNet-101 60,996,202. Bottlenecks
-    have their stride in the 3x3 convolution, as torchvision's weights need it.
+    head_convs=1, auxiliary_head=True`: ResNet-50 42,004,074 parameters, ResNet-101 60,996,202. Bottlenecks have
+    their stride in the 3x3 convolution, as torchvision's weights need it.
 
     Args:
         spatial_dims: 2 or 3.

@@ -46,6 +46,8 @@ def dilated_encoder(
         ConfigError: if the name or a setting is unknown, or a module has another stride.
     """
     if isinstance(encoder, str):
+        if encoder.startswith("vgg") and (multi_grid is not None or deep_stem):
+            raise ConfigError(f"encoder is {encoder!r}; give multi_grid=None and deep_stem=False, they are of a ResNet")
         return build_encoder(
             encoder,
             spatial_dims,

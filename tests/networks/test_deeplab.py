@@ -312,6 +312,17 @@ def test_an_encoder_module_of_one_s_own_is_used(network):
     assert ours(torch.randn(1, 1, 33, 47)).shape == (1, 2, 33, 47)
 
 
+@both_dimensions
+@pytest.mark.parametrize("encoder", ["vgg11", "vgg13_bn"])
+def test_v3_and_v3_plus_take_a_vgg(encoder, spatial_dims):
+    image = torch.randn(1, 1, *SIZE[:spatial_dims])
+    for network in (DeepLabV3, DeepLabV3Plus):
+        ours = network(spatial_dims, 1, 2, encoder=encoder, widths=WIDTHS, multi_grid=None, aspp_width=8).eval()
+        assert ours(image).shape == (1, 2, *SIZE[:spatial_dims])
+    with pytest.raises(ConfigError, match=f"encoder is '{encoder}'; give multi_grid=None and deep_stem=False"):
+        DeepLabV3(spatial_dims, 1, 2, encoder=encoder)
+
+
 class CoarseEncoder(nn.Module):
     widths, strides = (4, 4), (2, 8)
 
