@@ -118,12 +118,14 @@ def kill(trainings: Trainings, run: Path | None, *, at_writing: bool, after_s: f
     while at_writing and process.poll() is None and _half_written(folder) <= left_over:
         time.sleep(0.0005)
     process.kill()
-    survived = process.wait() == 0  # it was done before
+    code = process.wait()
+    if code > 0:
+        raise RuntimeError(f"the training failed before it was killed:\n{trainings.words()[-3000:]}")
     return folder, {
         "aim": "a write" if at_writing else "any moment",
         "after_s": round(after_s, 2),
         "was_writing": not _half_written(folder) <= left_over,
-        "came_too_late": survived,
+        "came_too_late": code == 0,
         **_what_is_left(folder, trainings.last_epoch()),
     }
 
