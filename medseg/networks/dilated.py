@@ -8,7 +8,7 @@ from torch import nn
 from medseg.errors import ConfigError
 from medseg.networks.blocks import ActivationName, NormName
 from medseg.networks.encoders import Encoder, build_encoder
-from medseg.networks.encoders.resnet import Dilation
+from medseg.networks.encoders.resnet import Dilation as Dilation  # belongs to the signature below
 
 
 def dilated_encoder(
