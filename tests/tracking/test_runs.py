@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import shutil
 import sqlite3
 import subprocess
@@ -148,7 +149,51 @@ def test_data_are_named_by_their_hash(runs_dir, run):
     run.log_data(fingerprint)
     assert tags(runs_dir, run) | {"data.sha256": "0123456789abcdef" * 4, "data.cases": "18"} == tags(runs_dir, run)
     assert json.loads(artifact(runs_dir, run, "data.json").read_text()) == fingerprint
-    assert query(runs_dir, "SELECT digest FROM datasets") == [("0123456789abcdef" * 2 + "0123",)]
+    assert ("0123456789abcdef" * 2 + "0123",) in query(runs_dir, "SELECT digest FROM datasets")
+
+
+def test_split_and_volumes_are_recorded_with_the_data(runs_dir, run):
+    split = {"training": ["a", "b"], "validation": ["c"]}
+    volumes = [{"case_id": "a", "liver_ml": 1000.0, "tumor_ml": 3.0}, {"case_id": "c", "liver_ml": 2000.0}]
+    run.log_data({"sha256": "cd"}, split=split, volumes=volumes)
+    assert json.loads(artifact(runs_dir, run, "split.json").read_text()) == split
+    assert artifact(runs_dir, run, "region_volumes.csv").read_text().splitlines()[1:] == ["a,1000.0,3.0", "c,2000.0,"]
+    [data] = run._outbox.client.get_run(run.run_id).inputs.dataset_inputs
+    profile = json.loads(data.dataset.profile)
+    assert profile["split"] == {"training": 2, "validation": 1}
+    assert profile["mean_volume_ml"] == {"liver": 1500.0, "tumor": 3.0}
+    assert [(tag.key, tag.value) for tag in data.tags] == [("mlflow.data.context", "training")]
+
+
+def test_history_holds_every_figure_in_order(run):
+    for step, value in ((2, 0.5), (1, 1.0), (2, 0.25)):
+        run.log_metrics({"train_loss": value}, step=step)
+    run.log_metrics({"validation_dice": 0.75}, step=2)
+    assert run.history() == {"train_loss": [(1, 1.0), (2, 0.25)], "validation_dice": [(2, 0.75)]}
+
+
+def test_what_mlflow_refuses_is_named_and_the_rest_is_taken(runs_dir, run, caplog):
+    run._outbox.put({"metrics": {"good": 1.0, "bad?!": 2.0}, "step": 0, "time": 1})
+    run.log_metrics({"after": 3.0}, step=0)
+    run.flush()
+    assert [name for name, _, _ in metrics(runs_dir, run)] == ["after", "good"]
+    assert "MLflow refuses metrics bad?!" in caplog.text
+
+
+def test_file_that_is_gone_stops_nothing(runs_dir, run, caplog, tmp_path):
+    run.log_file(run.folder / "pictures" / "worst.png")
+    run.log_file(tmp_path / "absent.png")
+    run.log_metrics({"loss": 1.0}, step=0)
+    run.flush()
+    assert metrics(runs_dir, run) == [("loss", 0, 1.0)]
+    assert "worst.png is gone from the run's folder" in caplog.text
+    assert "absent.png cannot be kept in the run's folder" in caplog.text
+
+
+def test_figures_are_sent_within_about_a_minute_without_a_flush(runs_dir, run, monkeypatch):
+    run._outbox.tried_at -= 61
+    run.log_metrics({"loss": 1.0}, step=0)
+    assert metrics(runs_dir, run) == [("loss", 0, 1.0)]
 
 
 def test_environment_is_recorded(runs_dir, run):
@@ -187,22 +232,34 @@ def test_nothing_private_gets_into_the_store(tmp_path, checkout, monkeypatch):
     run = start_run(runs_dir=runs_dir, experiment="unet_liver")
     run.log_recipe({"dataset_dir": str(tmp_path / "scans")}, {"dataset_dir": str(tmp_path / "scans")})
     run.log_environment()
-    run.log_data({"sha256": "ab", "cases": 3})
+    run.log_data({"sha256": "ab", "cases": 3}, split={"training": ["a"]}, volumes=[{"case_id": "a", "liver_ml": 3.5}])
+    run.log_metrics({"loss": 0.5}, step=0)
+    run.log_table([{"case_id": "a", "message": f"cannot read {tmp_path / 'scans' / 'a.nii.gz'}"}], "cases")
+    (tmp_path / "error.txt").write_text("ValueError: bad")
+    run.log_file(tmp_path / "error.txt")
+    (run.folder / "bundle" / "configs").mkdir(parents=True)
+    card = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
+    (run.folder / "bundle" / "configs" / "recipe.json").write_text(json.dumps(card))
+    run.log_model(run.folder / "bundle", register_as="liver", alias="best")
+    run.finish("FAILED", error=f"cannot read {tmp_path / 'scans' / 'a.nii.gz'}")
+    run = resume_run(run.folder)
+    run.log_params({"dataset_dir": str(tmp_path / "elsewhere" / "scans2")})
     run.finish("FAILED", error=f"cannot read {tmp_path / 'scans' / 'a.nii.gz'}")
     with closing(sqlite3.connect(runs_dir / "mlflow.db")) as store:
         tables = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         # MLflow itself needs to know where its artifacts are
-        own = {"artifact_uri", "artifact_location", "default_artifact_root"}
+        own = {"artifact_uri", "artifact_location", "default_artifact_root", "storage_location"}
         cells = []
         for table in tables:
             rows = store.execute(f"SELECT * FROM {table}")
             names = [column[0] for column in rows.description]
             cells += [str(cell) for row in rows for name, cell in zip(names, row, strict=True) if name not in own]
-    cells += [file.read_text() for file in (runs_dir / "mlartifacts").rglob("*") if file.is_file()]
-    cells += [(run.folder / "run.json").read_text()]
-    secrets = ("ann_secret", str(tmp_path), str(Path.home()) + os.sep, "secret.example", "Ann")
+    for folder in (runs_dir / "mlartifacts", run.folder):
+        cells += [f"{file.name}: {file.read_text()}" for file in folder.rglob("*") if file.is_file()]
+    secrets = ("ann_secret", str(tmp_path), str(Path.home()) + os.sep, "secret.example", "Ann", platform.node())
     assert [cell for cell in cells if any(secret in cell for secret in secrets)] == []
-    assert any("a.nii.gz" in cell for cell in cells)  # so what was looked through is what was recorded
+    for recorded in ("a.nii.gz", "scans2", "liver_ml", "loader_module", "ValueError: bad"):  # so all was looked through
+        assert any(recorded in cell for cell in cells)
 
 
 def test_end_of_a_run_sends_what_is_left(runs_dir, run):
