@@ -5,6 +5,7 @@ Reference: Long et al., "Fully Convolutional Networks for Semantic Segmentation"
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,8 +27,9 @@ from medseg.networks.blocks import (
     norm_layers,
     resize_like,
 )
-from medseg.networks.dilated import Dilation, dilated_encoder
+from medseg.networks.dilated import dilated_encoder
 from medseg.networks.encoders import VGG
+from medseg.networks.encoders.resnet import Dilation
 
 Variant = Literal["8s", "16s", "32s"]
 Padding = Literal["same", "pad100"]
@@ -99,7 +101,7 @@ class FCN(nn.Module):
         dilation: Dilation = "torchvision",
         auxiliary_head: bool = False,
         return_heads: bool = False,
-        weights: str | None = None,
+        weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         choose(CONV, "spatial_dims", spatial_dims)

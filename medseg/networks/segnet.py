@@ -6,11 +6,12 @@ Reference: Badrinarayanan et al., "SegNet", PAMI 2017, arXiv:1511.00561 (2D; the
 from collections.abc import Sequence
 from functools import partial
 from math import prod
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import CONV, ActivationName, NormName, choose, conv_norm_act
+from medseg.networks.blocks import CONV, MAX_POOL, ActivationName, NormName, choose, conv_norm_act
 from medseg.networks.encoders import VGG, build_encoder
 
 
@@ -28,7 +29,7 @@ class SegNet(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background included.
-        encoder: "vgg11_bn", "vgg16_bn", ..., or a `VGG`.
+        encoder: "vgg11_bn", "vgg16_bn", ..., or a `VGG`, to which `norm` and `activation` then do not apply.
         widths: channels of the five blocks, finest first; 64 to 512 if None.
         norm: after every convolution but the last; the encoder's own, and batch norm in the decoder, if None.
         activation: after every norm.
@@ -36,7 +37,7 @@ class SegNet(nn.Module):
         weights: file of encoder weights.
 
     Raises:
-        ConfigError: for an encoder without pooling indices.
+        ConfigError: for an encoder without pooling indices, or with overlapping poolings.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SegNet(nn.Module):
         norm: NormName = None,
         activation: ActivationName = "relu",
         dropout: float = 0.0,
-        weights: str | None = None,
+        weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         conv = choose(CONV, "spatial_dims", spatial_dims)
@@ -59,14 +60,17 @@ class SegNet(nn.Module):
         )
         if not isinstance(vgg, VGG):
             raise ConfigError(f"SegNet: encoder is {encoder!r}; use one that pools with indices, such as 'vgg16_bn'")
-        self.encoder = vgg
+        pools = [layer for layer in vgg.features if isinstance(layer, MAX_POOL[spatial_dims])]
+        if any(pool.kernel_size != pool.stride for pool in pools):
+            raise ConfigError("SegNet: the encoder's poolings overlap; use a VGG of output_stride 32 and pool size 2")
+        self.encoder: VGG = vgg
         block = partial(conv_norm_act, spatial_dims, norm=norm or "batch", activation=activation, dropout=dropout)
         widths = vgg.widths[:-1]
-        self.steps = nn.ModuleList()
+        steps = []
         for shallow, width, convs in zip((widths[0], *widths[:-1]), widths, vgg.convs_per_block, strict=True):
-            between = [block(width, width) for _ in range(convs - 1)]
-            self.steps.append(nn.Sequential(*between, block(width, shallow)))
-        del self.steps[0][-1]  # the last convolution of the finest step is the classifier
+            steps.append(nn.Sequential(*(block(width, width) for _ in range(convs - 1)), block(width, shallow)))
+        del steps[0][-1]  # the last convolution of the finest step is the classifier
+        self.steps = nn.ModuleList(steps)
         self.head = conv(widths[0], out_channels, kernel_size=3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:

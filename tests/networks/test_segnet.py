@@ -3,6 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from medseg.errors import ConfigError
+from medseg.networks.blocks import BatchNorm, InstanceNorm
+from medseg.networks.encoders import VGG
 from medseg.networks.segnet import SegNet, unpool
 
 WIDTHS = (4, 4, 6, 8, 8)
@@ -139,6 +141,13 @@ def test_shallower_encoders_are_mirrored_too(spatial_dims):
     assert network(torch.randn(1, 1, *SIZE[:spatial_dims])).shape == (1, 3, *SIZE[:spatial_dims])
 
 
+@pytest.mark.parametrize(("norm", "layer"), [("instance", InstanceNorm), ("batch", BatchNorm)])
+def test_the_norm_follows_every_convolution_but_the_last(norm, layer):
+    network = SegNet(2, 1, 3, widths=WIDTHS, norm=norm)
+    norms = [type(module) for module in network.modules() if isinstance(module, (InstanceNorm, BatchNorm))]
+    assert norms == [layer] * 25
+
+
 def test_dropout_acts_only_while_training():
     network = SegNet(2, 1, 3, widths=WIDTHS, norm="instance", dropout=0.5)
     image = torch.randn(1, 1, 17, 19)
@@ -163,3 +172,18 @@ def test_onnx_puts_values_back_to_the_same_places(spatial_dims, tmp_path):
 def test_encoders_without_indices_are_refused():
     with pytest.raises(ConfigError, match="SegNet: encoder is 'resnet18'; use one that pools with indices"):
         SegNet(2, 1, 3, encoder="resnet18")
+
+
+@pytest.mark.parametrize("settings", [{"output_stride": 8}, {"pool_kernel_size": 3}])
+def test_encoders_with_overlapping_poolings_are_refused(settings):
+    encoder = VGG(2, 1, widths=WIDTHS, **settings)
+    with pytest.raises(ConfigError, match="SegNet: the encoder's poolings overlap; use a VGG of output_stride 32"):
+        SegNet(2, 1, 3, encoder=encoder)
+
+
+@both_dimensions
+def test_the_encoder_may_be_a_module(spatial_dims):
+    encoder = VGG(spatial_dims, 1, depth=13, widths=WIDTHS)
+    network = SegNet(spatial_dims, 1, 3, encoder=encoder)
+    assert network.encoder is encoder
+    assert network(torch.randn(1, 1, *SIZE[:spatial_dims])).shape == (1, 3, *SIZE[:spatial_dims])
