@@ -4,9 +4,11 @@ What is heavy (torch, NumPy, rich) is imported by the command that needs it, so 
 """
 
 import importlib.util
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -190,6 +192,7 @@ def import_runs(
         "imported": "imported",
         "completed": "was there, what was missing is sent",
         "complete": "was there",
+        "incomplete": "its files were not taken, import it again",
         "running": "still being written, left alone",
         "empty": "recorded nothing that could be imported",
     }
@@ -204,6 +207,43 @@ def doctor() -> None:
 
     for name, finding in report():
         typer.echo(f"{name + ':':<10} {finding}")
+
+
+@app.command()
+def cache(
+    folder: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("runs/cache"),
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what it holds.")] = False,
+) -> None:
+    """List prepared cases on disk, or clear them."""
+    from medseg.data.cache_files import cache_folders, clear_cache
+
+    found = cache_folders(folder)
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        typer.echo(f"{entry.path.name}  {entry.cases:>5} {entry.name} cases  {entry.size / 2**30:8.2f} GB  used {used}")
+    if not found:
+        typer.echo(f"nothing is cached in {folder}")
+    elif clear:
+        typer.echo(f"cleared: {clear_cache(folder) / 2**30:.2f} GB are free again")
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="With all parameters, for programs.")] = False,
+) -> None:
+    """List what recipes can use.
+
+    Networks, losses, metrics, clean-up rules. `--json` gives their parameters too.
+    """
+    from medseg.info import offered
+
+    if as_json:
+        typer.echo(json.dumps(offered(), indent=2, default=str))
+        return
+    for kind, parts in offered().items():
+        typer.echo(f"{kind}:")
+        for path, part in parts.items():
+            typer.echo(f"  {path:<44} {part['about']}")
 
 
 @contextmanager

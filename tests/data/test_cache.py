@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, RandFlipd
+from typer.testing import CliRunner
 
+from medseg.cli import app
 from medseg.data import cache as cache_module
 from medseg.data.cache import CachedCases, relative_size
 from medseg.data.cache_files import cache_folders, clear_cache, described, packed, preparation_key, unpacked
@@ -163,3 +165,12 @@ def test_a_cache_is_listed_and_cleared(samples, tmp_path):
     assert (found.name, found.cases) == ("validation", 2)
     assert clear_cache(folder) == found.size > 0
     assert [path.name for path in folder.iterdir()] == ["other"]
+
+
+def test_the_command_lists_and_clears(samples, tmp_path):
+    run = CliRunner().invoke
+    assert "nothing is cached" in run(app, ["cache", "--folder", str(tmp_path / "cache")]).output
+    CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    assert "2 training cases" in run(app, ["cache", "--folder", str(tmp_path / "cache")]).output
+    assert "are free again" in run(app, ["cache", "--folder", str(tmp_path / "cache"), "--clear"]).output
+    assert cache_folders(tmp_path / "cache") == []

@@ -1,0 +1,228 @@
+"""What holds for every network, in 2D and 3D, on narrow forms of each."""
+
+import inspect
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from medseg import networks
+from medseg.data import phantom_case
+from medseg.losses import DiceCrossEntropy
+from medseg.networks.encoders import ResNet, inflate
+
+WIDTHS = (4, 4, 6, 8, 8)
+RESNET = {"encoder": "resnet18", "widths": WIDTHS}
+NARROW = {
+    "fcn8s": ("FCN", {"widths": WIDTHS, "fc_width": 8, "fc_kernel_size": 3, "norm": "batch"}),
+    "fcn16s": ("FCN", {"variant": "16s", "widths": WIDTHS, "fc_width": 8, "fc_kernel_size": 3, "norm": "batch"}),
+    "fcn32s": ("FCN", {"variant": "32s", "widths": WIDTHS, "fc_width": 8, "fc_kernel_size": 3, "norm": "batch"}),
+    "fcn_resnet": ("FCN", {**RESNET, "auxiliary_head": True}),
+    "unet": ("UNet", {"widths": WIDTHS, "deep_supervision": True}),
+    "unet_2015": ("UNet", {"widths": WIDTHS[:3], "padding": "valid", "downsampling": "max_pool", "upsampling": "transposed", "norm": None}),
+    "unet_residual": ("UNet", {"widths": WIDTHS, "residual": True, "graph_reasoning": True}),
+    "unet_resnet": ("UNet", {**RESNET, "decoder_widths": WIDTHS}),
+    "segnet": ("SegNet", {"widths": WIDTHS}),
+    "linknet": ("LinkNet", {**RESNET}),
+    "unetplusplus": ("UNetPlusPlus", {"widths": WIDTHS, "deep_supervision": True}),
+    "deeplabv1": ("DeepLabV1", {"widths": WIDTHS, "norm": "batch"}),
+    "deeplabv2": ("DeepLabV2", {**RESNET}),
+    "deeplabv3": ("DeepLabV3", {**RESNET, "auxiliary_head": True, "multi_grid": (1, 2)}),
+    "deeplabv3plus": ("DeepLabV3Plus", {**RESNET, "separable": True, "output_stride": 16}),
+    "pspnet": ("PSPNet", {**RESNET, "auxiliary_head": True, "graph_reasoning": True}),
+}
+SIZE = (33, 47, 20)
+
+every_network = pytest.mark.parametrize("name", NARROW)
+both_dimensions = pytest.mark.parametrize("spatial_dims", [2, 3])
+
+
+def narrow(name, spatial_dims, in_channels=1, out_channels=3):
+    class_name, settings = NARROW[name]
+    return getattr(networks, class_name)(spatial_dims, in_channels, out_channels, **settings)
+
+
+def test_no_network_is_left_out():
+    classes = {name for name in networks.__all__ if inspect.isclass(getattr(networks, name))}
+    assert {class_name for class_name, _ in NARROW.values()} == classes - {"PadToMultiple"}
+
+
+@pytest.mark.parametrize("size", [SIZE, (7, 5, 3), (16, 32, 16)])
+@both_dimensions
+@every_network
+def test_logits_lie_on_the_grid_of_any_image(name, spatial_dims, size):
+    network = narrow(name, spatial_dims).eval()
+    with torch.inference_mode():
+        assert network(torch.randn(1, 1, *size[:spatial_dims])).shape == (1, 3, *size[:spatial_dims])
+
+
+@both_dimensions
+@every_network
+def test_one_small_patch_trains_every_parameter(name, spatial_dims):
+    network = narrow(name, spatial_dims).train()
+    image = torch.randn(1, 1, *(17, 19, 18)[:spatial_dims])
+    label = torch.randint(0, 3, (1, 1, *image.shape[2:]))
+    logits = network(image)
+    heads = [logits] if isinstance(logits, torch.Tensor) else logits
+    assert heads[0].shape[2:] == image.shape[2:]
+    DiceCrossEntropy()(logits, label).backward()
+    untouched = [key for key, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert untouched == []
+    # a ReLU may be silent for one image, so a whole parameter of zeros is looked for over three images
+    for _ in range(2):
+        DiceCrossEntropy()(network(torch.randn_like(image)), label).backward()
+    assert [key for key, p in network.named_parameters() if not p.grad.any()] == []
+
+
+@both_dimensions
+@every_network
+def test_the_batch_is_its_samples_one_by_one(name, spatial_dims):
+    network = narrow(name, spatial_dims).double().eval()
+    images = torch.randn(3, 1, *SIZE[:spatial_dims], dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), torch.cat([network(image[None]) for image in images]))
+
+
+@both_dimensions
+@every_network
+def test_extra_heads_come_only_when_training_or_asked_for(name, spatial_dims):
+    class_name, settings = NARROW[name]
+    if not (settings.get("deep_supervision") or settings.get("auxiliary_head")):
+        pytest.skip("has one head")
+    size = SIZE[:spatial_dims]
+    torch.manual_seed(1)
+    network = narrow(name, spatial_dims)
+    torch.manual_seed(1)
+    asked = getattr(networks, class_name)(spatial_dims, 1, 3, return_heads=True, **settings).eval()
+    image = torch.randn(2, 1, *size)
+    assert len(network.train()(image)) > 1
+    main, *extra = asked(image)
+    assert extra
+    assert all(head.shape[:2] == (2, 3) for head in extra)
+    asked.load_state_dict(network.state_dict())
+    torch.testing.assert_close(network.eval()(image), asked(image)[0])
+
+
+@both_dimensions
+@every_network
+def test_saved_weights_give_the_same_logits(name, spatial_dims, tmp_path):
+    network, copy = (narrow(name, spatial_dims).eval() for _ in range(2))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    copy.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    image = torch.randn(1, 1, *SIZE[:spatial_dims])
+    with torch.inference_mode():
+        assert torch.equal(copy(image), network(image))
+
+
+# SegNet unpools to one of two equal voxels, where a repeated image has both: its slices differ by design
+@pytest.mark.parametrize("axis", [-1, -2, -3])
+@pytest.mark.parametrize("name", [name for name in NARROW if name != "segnet"])
+def test_inflated_weights_give_the_answer_of_every_slice(name, axis):
+    flat = narrow(name, 2).double().eval()
+    for module in flat.modules():  # statistics as after a training, not the zeros and ones of the start
+        if hasattr(module, "running_mean"):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    volume_network = narrow(name, 3).double().eval()
+    volume_network.load_state_dict(inflate(flat.state_dict(), volume_network, axis=axis))
+    image = torch.randn(1, 1, 33, 26, dtype=torch.float64)
+    volume = image.unsqueeze(axis).repeat_interleave(11, dim=axis)
+    with torch.inference_mode():
+        expected, logits = flat(image).unsqueeze(axis), volume_network(volume)
+    assert (logits - expected).abs().max() < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@both_dimensions
+@every_network
+def test_an_exported_network_gives_equal_logits(name, spatial_dims):
+    network = narrow(name, spatial_dims).eval()
+    image = torch.randn(1, 1, *(33, 47, 20)[:spatial_dims])
+    with torch.inference_mode():
+        expected = network(image)
+    torch.testing.assert_close(torch.export.export(network, (image,)).module()(image), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@both_dimensions
+@every_network
+def test_onnx_gives_equal_logits(name, spatial_dims, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = narrow(name, spatial_dims).eval()
+    image = torch.randn(1, 1, *(33, 47, 20)[:spatial_dims])
+    with torch.inference_mode():
+        expected = network(image)
+    path = tmp_path / "network.onnx"
+    torch.onnx.export(network, (image,), path, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@both_dimensions
+@every_network
+def test_a_compiled_network_gives_equal_logits(name, spatial_dims):
+    torch._dynamo.reset()
+    network = narrow(name, spatial_dims).eval()
+    image = torch.randn(1, 1, *SIZE[:spatial_dims])
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(image), network(image))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize(("name", "spatial_dims"), [("unet", 3), ("deeplabv3", 2)])
+def test_inductor_gives_equal_logits(name, spatial_dims):
+    torch._dynamo.reset()
+    network = narrow(name, spatial_dims).eval()
+    image = torch.randn(1, 1, *SIZE[:spatial_dims])
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(network)(image), network(image), atol=1e-4, rtol=1e-4)
+
+
+def phantom_patch(spatial_dims):
+    """A slice or a slab of the phantom through its largest lesion, as `(1, 1, *spatial)` image and label."""
+    case = phantom_case(0, shape=(48, 40, 24))
+    counts = (case.label == 2).sum((0, 1))
+    where = int(counts.argmax())
+    image, label = torch.from_numpy(case.images[0]).float(), torch.from_numpy(case.label).long()
+    image = (image.clamp(-100, 200) + 100) / 300
+    if spatial_dims == 2:
+        return image[None, None, ..., where], label[None, None, ..., where]
+    return image[None, None, 4:44, 4:36, 4:20], label[None, None, 4:44, 4:36, 4:20]
+
+
+@pytest.mark.slow
+@both_dimensions
+@every_network
+def test_a_phantom_slice_is_learned_by_heart(name, spatial_dims):
+    torch.manual_seed(0)
+    network = narrow(name, spatial_dims).train()
+    image, label = phantom_patch(spatial_dims)
+    loss = DiceCrossEntropy()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = loss(network(image), label)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@both_dimensions
+def test_an_encoder_may_be_a_module_of_its_own(spatial_dims):
+    encoder = ResNet(spatial_dims, 2, depth=18, widths=WIDTHS)
+    for class_name in ("UNet", "LinkNet", "DeepLabV3", "PSPNet", "FCN"):
+        network = getattr(networks, class_name)(spatial_dims, 2, 3, encoder=encoder).eval()
+        image = torch.randn(1, 2, *(33, 47, 20)[:spatial_dims])
+        assert network(image).shape == (1, 3, *image.shape[2:])
+        assert F.softmax(network(image), 1).isfinite().all()
