@@ -1,14 +1,15 @@
-"""U-Net: an encoder and a decoder joined by skips at every level; plain or residual, 2D or 3D.
+"""U-Net: an encoder and a decoder joined by skips at every level; plain or residual, 2D or 3D, on any encoder.
 
 Reference: Ronneberger et al., "U-Net", MICCAI 2015, arXiv:1505.04597; Cicek et al., "3D U-Net", MICCAI 2016,
-arXiv:1606.06650. Departs from the papers as nnU-Net does (Isensee et al., Nature Methods 2021, arXiv:1904.08128):
-padded convolutions, instance norm, strided convolutions for pooling, strides and kernels per axis, deep supervision.
+arXiv:1606.06650. The defaults depart from the papers as nnU-Net does (Isensee et al., Nature Methods 2021,
+arXiv:1904.08128): padded convolutions, instance norm, strided convolutions for pooling, strides and kernels per axis,
+deep supervision.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from medseg.errors import ConfigError
 from medseg.networks.blocks import (
     CONV,
+    MAX_POOL,
     TRANSPOSED_CONV,
     ActivationName,
+    InterpolationName,
     NormName,
     PerLevel,
     ResidualBlock,
@@ -27,8 +30,23 @@ from medseg.networks.blocks import (
     per_level,
     resize_like,
 )
+from medseg.networks.encoders import Encoder, build_encoder
+from medseg.networks.glore import GraphReasoning
+from medseg.networks.overlap_tile import OverlapTile, crop_center, without_padding
 
 Upsampling = Literal["interpolate", "transposed"]
+Downsampling = Literal["strided", "max_pool"]
+Padding = Literal["same", "valid"]
+Widening = Literal["first", "last"]
+
+WIDTHS = (32, 64, 128, 256, 320)
+CHOICES = {
+    "upsampling": ("interpolate", "transposed"),
+    "interpolation": ("linear", "nearest"),
+    "downsampling": ("strided", "max_pool"),
+    "padding": ("same", "valid"),
+    "widening": ("first", "last"),
+}
 
 
 class UNet(nn.Module):
@@ -38,21 +56,43 @@ class UNet(nn.Module):
     training with `deep_supervision` the result is a list: the logits, then those of the coarser decoder levels on their
     own grids, finest first.
 
+    Published forms:
+
+    - U-Net 2015, 31,030,658 parameters (2D, 1 -> 2): `widths=(64, 128, 256, 512, 1024)`, `norm=None`,
+      `padding="valid"`, `downsampling="max_pool"`, `upsampling="transposed"`.
+    - 3D U-Net 2016, 19,075,523 parameters (3 -> 3; the 2,336 biases that a norm follows are left out here):
+      `widths=(64, 128, 256, 512)`, `norm="batch"`, `widening="last"`, `downsampling="max_pool"`,
+      `upsampling="transposed"`.
+    - segmentation_models.pytorch's Unet, 24,436,514 parameters (2D, RGB -> 2): `encoder="resnet34"`,
+      `interpolation="nearest"`. (Its form for VGG differs: one more block at the bottom, no skip on the image's grid.)
+
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background included.
-        widths: channels of each level, finest first.
+        widths: channels of each level, finest first; by default (32, 64, 128, 256, 320), or the named encoder's own.
         strides: from each level to the next: one number, or a list of `len(widths) - 1` entries, each one number or one
             an axis.
         kernel_sizes: odd, of each level: one, or a list of `len(widths)` entries, each one or one an axis.
         blocks_per_level: convolutions (or residual blocks of two) in each level of encoder and decoder.
         residual: residual blocks instead of plain convolutions.
-        norm: after every convolution of a block.
+        norm: after every convolution of a block; by default instance norm, with an encoder batch norm.
         activation: after every norm.
         dropout: probability to drop a whole channel, in every block.
-        upsampling: linear interpolation after a 1x1 convolution, or a transposed convolution.
+        upsampling: interpolation, or a transposed convolution.
+        interpolation: linear or nearest; after a 1x1 convolution to the finer level's width, except on an encoder.
+        downsampling: a strided convolution opens each level, or max pooling precedes it.
+        padding: "valid" leaves the convolutions unpadded; the image is mirrored beyond its border by as much as they
+            eat (the overlap-tile strategy of 2015), and skips are cropped to their center.
+        widening: which convolution of an encoder level widens the features: the first (2015), or the last, the others
+            being half as wide and the upsampling keeping its width (2016).
+        encoder: a name such as "resnet34" or "vgg16_bn", or a module with `widths` and `strides`, in place of the
+            U-Net's own; `blocks_per_level`, `residual` and `dropout` then shape the decoder, and heads are 3x3.
+        weights: file of the encoder's weights.
+        decoder_widths: channels of each decoder level on an encoder, finest first; by default 16, 32, 64, 128, 256.
+        graph_reasoning: global reasoning on the deepest level.
         deep_supervision: extra heads while training.
+        return_heads: the extra heads in evaluation, too.
 
     Raises:
         ConfigError: for settings that contradict each other.
@@ -64,46 +104,130 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        widths: Sequence[int] = (32, 64, 128, 256, 320),
+        widths: Sequence[int] | None = None,
         strides: PerLevel = 2,
         kernel_sizes: PerLevel = 3,
         blocks_per_level: int = 2,
         residual: bool = False,
-        norm: NormName = "instance",
+        norm: NormName | Literal["default"] = "default",
         activation: ActivationName = "relu",
         dropout: float = 0.0,
         upsampling: Upsampling = "interpolate",
+        interpolation: InterpolationName = "linear",
+        downsampling: Downsampling = "strided",
+        padding: Padding = "same",
+        widening: Widening = "first",
+        encoder: str | nn.Module | None = None,
+        weights: str | None = None,
+        decoder_widths: Sequence[int] | None = None,
+        graph_reasoning: bool = False,
         deep_supervision: bool = False,
+        return_heads: bool = False,
     ) -> None:
         super().__init__()
         conv = choose(CONV, "spatial_dims", spatial_dims)
-        if len(widths) < 2 or blocks_per_level < 1:
+        check_choices(
+            upsampling=upsampling,
+            interpolation=interpolation,
+            downsampling=downsampling,
+            padding=padding,
+            widening=widening,
+        )
+        least = 1 if widening == "first" else 2
+        own_widths = WIDTHS if widths is None else tuple(widths)
+        if len(own_widths) < 2 or blocks_per_level < least:
             raise ConfigError(
-                f"UNet: got {len(widths)} widths and {blocks_per_level} blocks_per_level; use at least 2 and 1"
+                f"UNet: got {len(own_widths)} widths and {blocks_per_level} blocks_per_level; "
+                f"use at least 2 and {least}"
             )
-        steps = per_level("strides", strides, len(widths) - 1, spatial_dims)
-        kernels = per_level("kernel_sizes", kernel_sizes, len(widths), spatial_dims)
-        if any(size % 2 == 0 for kernel in kernels for size in kernel):
-            raise ConfigError(f"UNet: kernel_sizes are {kernels}; use odd ones, even ones shift the grid")
-        block = ResidualBlock if residual else conv_norm_act
+        if upsampling == "transposed" and interpolation != "linear":
+            raise ConfigError("UNet: interpolation does nothing with upsampling='transposed'; leave one out")
+        if return_heads and not deep_supervision:
+            raise ConfigError("UNet: return_heads has no extra heads to return; set deep_supervision=True too")
+        block_norm: NormName = norm if norm != "default" else "instance" if encoder is None else "batch"
         stage = partial(
             repeated,
-            partial(block, spatial_dims, norm=norm, activation=activation, dropout=dropout),
+            partial(
+                ResidualBlock if residual else conv_norm_act,
+                spatial_dims,
+                norm=block_norm,
+                activation=activation,
+                dropout=dropout,
+            ),
             blocks_per_level,
         )
-        self.encoder = UNetEncoder(stage, in_channels, widths, strides=steps, kernel_sizes=kernels)
-        self.decoder = UNetDecoder(
-            stage, spatial_dims, widths, strides=steps, kernel_sizes=kernels, upsampling=upsampling
+        self.tile: OverlapTile | None = None
+        self.encoder: Encoder | UNetEncoder
+        if encoder is None:
+            if weights is not None or decoder_widths is not None:
+                raise ConfigError("UNet: weights and decoder_widths need an encoder; set one, e.g. 'resnet34'")
+            steps = per_level("strides", strides, len(own_widths) - 1, spatial_dims)
+            kernels = per_level("kernel_sizes", kernel_sizes, len(own_widths), spatial_dims)
+            if any(size % 2 == 0 for kernel in kernels for size in kernel):
+                raise ConfigError(f"UNet: kernel_sizes are {kernels}; use odd ones, even ones shift the grid")
+            if padding == "valid":
+                if residual or deep_supervision or (downsampling, upsampling) != ("max_pool", "transposed"):
+                    raise ConfigError(
+                        "UNet: padding='valid' goes with downsampling='max_pool' and upsampling='transposed', without "
+                        "residual and deep_supervision; set these so"
+                    )
+                lost = [[blocks_per_level * (size - 1) for size in kernel] for kernel in kernels]
+                self.tile = OverlapTile(steps, lost)
+            self.encoder = UNetEncoder(
+                partial(stage, widening=widening),
+                spatial_dims,
+                in_channels,
+                own_widths,
+                strides=steps,
+                kernel_sizes=kernels,
+                downsampling=downsampling,
+            )
+            levels = DecoderLevels(own_widths[:-1], own_widths[-1], own_widths[:-1], steps, kernels[:-1])
+        else:
+            if (strides, kernel_sizes, downsampling, padding, widening) != (2, 3, "strided", "same", "first"):
+                raise ConfigError(
+                    "UNet: strides, kernel_sizes, downsampling, padding and widening shape the U-Net's own encoder; "
+                    "leave them out with another"
+                )
+            chosen = build_encoder(
+                encoder,
+                spatial_dims,
+                in_channels,
+                weights=weights,
+                widths=widths,
+                norm=None if norm == "default" else norm,
+                activation=activation,
+            )
+            self.encoder, levels = chosen, levels_on(chosen, spatial_dims, decoder_widths)
+        keeps_width = widening == "last" or (encoder is not None and upsampling == "interpolate")
+        climb: Callable[..., nn.Module] = (
+            partial(Interpolation, interpolation=interpolation, projects=not keeps_width)
+            if upsampling == "interpolate"
+            else partial(TransposedConv, fits=self.tile is None)
         )
-        self.head = conv(widths[0], out_channels, kernel_size=1)
-        extra_widths = widths[1:-1] if deep_supervision else ()
-        self.extra_heads = nn.ModuleList(conv(width, out_channels, kernel_size=1) for width in extra_widths)
+        self.decoder = UNetDecoder(
+            stage, spatial_dims, levels, climb=climb, keeps_width=keeps_width, crops_skips=self.tile is not None
+        )
+        if self.tile is not None:
+            without_padding(self)
+        self.reasoning: nn.Module = (
+            GraphReasoning(spatial_dims, levels.deepest, norm=block_norm) if graph_reasoning else nn.Identity()
+        )
+        head = partial(conv, kernel_size=1) if encoder is None else partial(conv, kernel_size=3, padding=1)
+        self.head = head(levels.widths[0], out_channels)
+        extra_widths = levels.widths[1:] if deep_supervision else ()
+        self.extra_heads = nn.ModuleList(head(width, out_channels) for width in extra_widths)
+        self.return_heads = return_heads
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial)`, or a list of logits while training."""
-        finest, *coarser = self.decoder(self.encoder(image))
+        pyramid = self.encoder(image if self.tile is None else self.tile(image))
+        pyramid[-1] = self.reasoning(pyramid[-1])
+        finest, *coarser = self.decoder(pyramid, image)
         logits: Tensor = self.head(finest)
-        if not (self.training and self.extra_heads):
+        if self.tile is not None:
+            logits = crop_like(logits, image)
+        if not (self.extra_heads and (self.training or self.return_heads)):
             return logits
         return [logits, *(head(features) for head, features in zip(self.extra_heads, coarser, strict=True))]
 
@@ -114,92 +238,156 @@ class UNetEncoder(nn.Module):
     def __init__(
         self,
         stage: Callable[..., nn.Module],
+        spatial_dims: int,
         in_channels: int,
         widths: Sequence[int],
         *,
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
+        downsampling: Downsampling,
     ) -> None:
         super().__init__()
-        steps = (1, *strides)  # the first level keeps the image's grid
-        channels = pairwise((in_channels, *widths))
+        unchanged = (1,) * spatial_dims  # the first level keeps the image's grid
+        pooled = downsampling == "max_pool"
+        self.pools = nn.ModuleList(
+            MAX_POOL[spatial_dims](step, ceil_mode=True) if pooled else nn.Identity()  # type: ignore[arg-type]
+            for step in (unchanged, *strides)
+        )
         self.stages = nn.ModuleList(
-            stage(above, width, kernel_size=kernel, stride=step)
-            for (above, width), kernel, step in zip(channels, kernel_sizes, steps, strict=True)
+            stage(above, width, kernel_size=kernel, stride=unchanged if pooled else step)
+            for (above, width), kernel, step in zip(
+                pairwise((in_channels, *widths)), kernel_sizes, (unchanged, *strides), strict=True
+            )
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`(B, in_channels, *spatial)` -> the pyramid."""
         pyramid = []
         features = image
-        for stage in self.stages:
-            features = stage(features)
+        for pool, stage in zip(self.pools, self.stages, strict=True):
+            features = stage(pool(features))
             pyramid.append(features)
         return pyramid
 
 
+class DecoderLevels(NamedTuple):
+    """What a decoder climbs, each list finest first.
+
+    `skips` are the channels of the skip of each level, 0 where a level has the image's grid and no skip; `deepest`
+    those of the map it starts from; `widths` what each level gives; `strides` the step down from each level.
+    """
+
+    skips: Sequence[int]
+    deepest: int
+    widths: Sequence[int]
+    strides: Sequence[Sequence[int]]
+    kernel_sizes: Sequence[Sequence[int]]
+
+
+def levels_on(encoder: Encoder, spatial_dims: int, widths: Sequence[int] | None) -> DecoderLevels:
+    """The decoder levels of a pyramid; one more, without a skip, if its finest level is coarser than the image.
+
+    Raises:
+        ConfigError: if `widths` has not one entry a level.
+    """
+    *skips, deepest = encoder.widths
+    strides = encoder.strides
+    if strides[0] != 1:
+        skips, strides = [0, *skips], (1, *strides)
+    widths = [16 * 2**level for level in range(len(skips))] if widths is None else widths
+    if len(widths) != len(skips):
+        raise ConfigError(f"decoder_widths has {len(widths)} entries; this encoder needs {len(skips)}")
+    steps = [(coarse // fine,) * spatial_dims for fine, coarse in pairwise(strides)]
+    return DecoderLevels(skips, deepest, widths, steps, [(3,) * spatial_dims] * len(skips))
+
+
 class UNetDecoder(nn.Module):
-    """Pyramid, finest first -> the decoded levels, finest first, without the deepest."""
+    """Pyramid, finest first -> the decoded levels, finest first, without the deepest.
+
+    Args:
+        stage: the convolutions of a level.
+        spatial_dims: 2 or 3.
+        levels: channels, strides and kernels.
+        climb: module from a coarse map and the finer skip to the finer grid.
+        keeps_width: climbing does not narrow the features to the finer level's width; the level's stage does.
+        crops_skips: skips are larger than what comes from below.
+    """
 
     def __init__(
         self,
         stage: Callable[..., nn.Module],
         spatial_dims: int,
-        widths: Sequence[int],
+        levels: DecoderLevels,
         *,
-        strides: Sequence[Sequence[int]],
-        kernel_sizes: Sequence[Sequence[int]],
-        upsampling: Upsampling,
+        climb: Callable[..., nn.Module],
+        keeps_width: bool,
+        crops_skips: bool,
     ) -> None:
         super().__init__()
-        climb = choose(UPSAMPLING, "upsampling", upsampling)
+        self.skips, self.crops_skips = tuple(levels.skips), crops_skips
+        below = (*levels.widths[1:], levels.deepest)
+        climbed = below if keeps_width else levels.widths
         self.climbs = nn.ModuleList(
-            climb(spatial_dims, deep, shallow, stride)
-            for (shallow, deep), stride in zip(pairwise(widths), strides, strict=True)
+            climb(spatial_dims, deep, width, stride)
+            for deep, width, stride in zip(below, climbed, levels.strides, strict=True)
         )
         self.stages = nn.ModuleList(
-            stage(2 * width, width, kernel_size=kernel, stride=1)
-            for width, kernel in zip(widths[:-1], kernel_sizes[:-1], strict=True)
+            stage(skip + deep, width, kernel_size=kernel, stride=1)
+            for skip, deep, width, kernel in zip(self.skips, climbed, levels.widths, levels.kernel_sizes, strict=True)
         )
 
-    def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """The pyramid -> levels `(B, widths[i], *spatial / stride)`."""
-        *skips, features = pyramid
+    def forward(self, pyramid: Sequence[Tensor], image: Tensor) -> list[Tensor]:
+        """The pyramid, and the image for its grid -> levels `(B, widths[i], *spatial / stride)`."""
+        *references, features = pyramid if self.skips[0] else (image, *pyramid)
         levels: list[Tensor] = []
-        for climb, stage, skip in zip(reversed(self.climbs), reversed(self.stages), reversed(skips), strict=True):
-            features = stage(torch.cat([skip, climb(features, skip)], dim=1))
+        for climb, stage, skip, channels in zip(
+            reversed(self.climbs), reversed(self.stages), reversed(references), reversed(self.skips), strict=True
+        ):
+            features = climb(features, skip)
+            if channels:
+                features = torch.cat([crop_center(skip, features) if self.crops_skips else skip, features], dim=1)
+            features = stage(features)
             levels.insert(0, features)
         return levels
 
 
 class Interpolation(nn.Module):
-    """A 1x1 convolution on the coarse grid, then linear interpolation to the skip's grid."""
+    """Interpolation to the skip's grid; with `projects` after a 1x1 convolution on the coarse grid."""
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        stride: Sequence[int],
+        *,
+        interpolation: InterpolationName,
+        projects: bool,
+    ) -> None:
         super().__init__()
-        self.conv = CONV[spatial_dims](in_channels, out_channels, kernel_size=1)
+        self.conv = CONV[spatial_dims](in_channels, out_channels, kernel_size=1) if projects else nn.Identity()
+        self.interpolation: InterpolationName = interpolation
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """`(B, in_channels, *coarse)` -> `(B, out_channels, *skip's grid)`."""
-        return resize_like(self.conv(features), skip)
+        return resize_like(self.conv(features), skip, self.interpolation)
 
 
 class TransposedConv(nn.Module):
-    """A transposed convolution by `stride`, cropped to the skip's grid where that is odd."""
+    """A transposed convolution by `stride`; with `fits` brought to the skip's grid, which may be odd."""
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, stride: Sequence[int], *, fits: bool
+    ) -> None:
         super().__init__()
         self.conv = TRANSPOSED_CONV[spatial_dims](in_channels, out_channels, stride, stride)  # type: ignore[arg-type]
+        self.fits = fits
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """`(B, in_channels, *coarse)` -> `(B, out_channels, *skip's grid)`."""
-        return crop_like(self.conv(features), skip)
-
-
-UPSAMPLING: dict[str, type[Interpolation] | type[TransposedConv]] = {
-    "interpolate": Interpolation,
-    "transposed": TransposedConv,
-}
+        finer: Tensor = self.conv(features)
+        # resized only where an encoder rounds down: then the doubled grid is smaller than the skip's
+        return resize_like(crop_like(finer, skip), skip) if self.fits else finer
 
 
 def repeated(
@@ -210,7 +398,25 @@ def repeated(
     *,
     kernel_size: Sequence[int],
     stride: int | Sequence[int],
+    widening: Widening = "first",
 ) -> nn.Sequential:
-    """`count` blocks in a row; the first one changes the width and the grid."""
-    first = block(in_channels, out_channels, kernel_size=kernel_size, stride=stride)
-    return nn.Sequential(first, *(block(out_channels, out_channels, kernel_size=kernel_size) for _ in range(count - 1)))
+    """`count` blocks in a row; the first one changes the grid, and the first or last one the width."""
+    before_last = out_channels if widening == "first" else max(1, out_channels // 2)
+    channels = (in_channels, *[before_last] * (count - 1), out_channels)
+    steps = (stride, *[1] * (count - 1))
+    return nn.Sequential(
+        *(
+            block(above, width, kernel_size=kernel_size, stride=step)
+            for (above, width), step in zip(pairwise(channels), steps, strict=True)
+        )
+    )
+
+
+def check_choices(**settings: str) -> None:
+    """Refuse a word that a setting does not know.
+
+    Raises:
+        ConfigError: naming the words it knows.
+    """
+    for name, value in settings.items():
+        choose(dict.fromkeys(CHOICES[name]), name, value)
