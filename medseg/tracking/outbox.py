@@ -22,8 +22,9 @@ PATIENCE = 100  # a failed try is followed by a pause this many times as long: a
 class Outbox:
     """A run's journal, and how much of it MLflow has.
 
-    `RUN/tracking/sent.json` holds the byte up to which MLflow has the journal. Sending something twice does no harm:
-    MLflow keeps equal records once.
+    `RUN/tracking/sent.json` holds the byte up to which MLflow has the journal, and the files before it that its place
+    for artifacts did not take: figures do not wait for files. Sending something twice does no harm: MLflow keeps equal
+    records once.
 
     Args:
         client: MLflow's.
@@ -34,9 +35,10 @@ class Outbox:
     def __init__(self, client: Any, run_id: str, folder: Path) -> None:
         self.client, self.run_id, self.journal = client, run_id, Journal(folder)
         self._position = folder / FOLDER / "sent.json"
-        self._sent = self._read_position()
+        self._sent, self._files_left = self._read_position()
         self._again_at = 0.0
-        self._failing = False
+        self._failing, self._files_fail = False, False
+        self._noted: dict[str, Any] = {self.run_id: {"bytes": self._sent, "files_left": list(self._files_left)}}
         self.tried_at = time.monotonic()
 
     def put(self, record: Record) -> None:
@@ -50,36 +52,42 @@ class Outbox:
         """Send what MLflow does not have yet; whether it has everything then.
 
         Args:
-            now: even if the last try failed a short time ago.
+            now: even if the last try failed a short time ago, and the files that were not taken too.
         """
         self.tried_at = started = time.monotonic()
         if started < self._again_at and not now:
             return False
         try:
-            self.send_or_raise()
-        except failures() as error:
+            self.send_or_raise(files_left=now)
+        except Exception as error:  # whatever a store raises, it must not end a training
             self._again_at = time.monotonic() + PATIENCE * (time.monotonic() - started)
-            if not self._failing:
-                kept = "records are kept in the run's folder and sent later"
-                logger.warning("MLflow does not answer (%s); the run goes on, its %s", first_line(error), kept)
-            self._failing = True
+            self._say_once(error)
             return False
-        if self._failing:
+        if self._failing and not self._files_left:
             logger.info("MLflow answers again and has all records")
-        self._failing, self._again_at = False, 0.0
-        return True
+            self._failing = False
+        self._again_at = 0.0
+        return not self._files_left
 
     def is_behind(self) -> bool:
         """Whether MLflow lacks something."""
-        return next(self.journal.records(self._sent), None) is not None
+        return bool(self._files_left) or next(self.journal.records(self._sent), None) is not None
 
-    def send_or_raise(self) -> None:
+    def send_or_raise(self, *, files_left: bool = True) -> None:
         """Send what MLflow does not have yet.
+
+        Args:
+            files_left: try those files too that its place for artifacts did not take before.
 
         Raises:
             Exception: one of `store.failures()`, if MLflow does not answer.
         """
         self.journal.write()
+        self._files_fail = False
+        if files_left and self._files_left:
+            again, self._files_left = self._files_left, []
+            for record in again:
+                self._send_file(record)
         batch = _Batch()
         end = self._sent
         for end, record in self.journal.records(self._sent):
@@ -106,17 +114,35 @@ class Outbox:
 
     def _send_single(self, record: Record) -> None:
         if "artifact" in record:
-            path = self.journal.folder / record["artifact"]
-            if not path.is_file():
-                logger.warning("%s is gone from the run's folder; MLflow does not get it", path.name)
-                return
-            self._taken(partial(self.client.log_artifact, self.run_id, str(path), record["to"]), path.name)
+            self._send_file(record)
         elif "data" in record:
             self._taken(partial(self.client.log_inputs, self.run_id, _inputs(record["data"])), "the data set")
         elif "register" in record:
             self._taken(partial(register, self.client, self.run_id, **record["register"]), "the registered model")
         elif "status" in record:
             self._taken(partial(_set_status, self.client, self.run_id, record), "the status")
+
+    def _send_file(self, record: Record) -> None:
+        """Send one file, or keep it for later: after one that fails, others are not tried in the same go."""
+        path = self.journal.folder / record["artifact"]
+        if not path.is_file():
+            logger.warning("%s is gone from the run's folder; MLflow does not get it", path.name)
+            return
+        if not self._files_fail:
+            try:
+                self.client.log_artifact(self.run_id, str(path), record["to"])
+                return
+            except Exception as error:  # each kind of artifact store has errors of its own
+                self._files_fail = True
+                self._say_once(error)
+        if record not in self._files_left:
+            self._files_left.append(record)
+
+    def _say_once(self, error: Exception) -> None:
+        if not self._failing:
+            kept = "records are kept in the run's folder and sent later"
+            logger.warning("MLflow does not answer (%s); the run goes on, its %s", first_line(error), kept)
+        self._failing = True
 
     def _taken(self, call: Callable[[], object], what: str | None = None) -> bool:
         """Whether MLflow took it; what it will never take is named and passed over, for the sake of what follows."""
@@ -130,18 +156,20 @@ class Outbox:
             return False
         return True
 
-    def _read_position(self) -> int:
+    def _read_position(self) -> tuple[int, list[Record]]:
         try:
-            sent = json.loads(self._position.read_text(encoding="utf-8"))
+            sent = json.loads(self._position.read_text(encoding="utf-8")).get(self.run_id, {})
         except (OSError, ValueError):
-            return 0
-        return int(sent.get(self.run_id, 0))
+            sent = {}
+        return int(sent.get("bytes", 0)), list(sent.get("files_left", []))
 
     def _advance(self, end: int) -> None:
-        if end != self._sent:
-            self._sent = end
+        position = {self.run_id: {"bytes": end, "files_left": list(self._files_left)}}
+        self._sent = end
+        if position != self._noted:
             with aside(self._position) as temporary:
-                temporary.write_text(json.dumps({self.run_id: end}), encoding="utf-8")
+                temporary.write_text(json.dumps(position), encoding="utf-8")
+            self._noted = position
 
 
 class _Batch:

@@ -54,7 +54,7 @@ class Imported(NamedTuple):
 
     name: str
     run_id: str | None
-    what: Literal["imported", "completed", "complete", "running", "empty"]
+    what: Literal["imported", "completed", "complete", "incomplete", "running", "empty"]
 
 
 def import_runs(folder: Path, *, runs_dir: Path) -> list[Imported]:
@@ -69,7 +69,7 @@ def import_runs(folder: Path, *, runs_dir: Path) -> list[Imported]:
 
     Returns:
         The runs, oldest first: `imported` (new here), `completed` (something was missing), `complete` (nothing was),
-        `running` (left alone) or `empty` (recorded by an earlier medseg, nothing to bring).
+        `incomplete` (files were not taken), `running` (left alone) or `empty` (an earlier medseg's, nothing to bring).
 
     Raises:
         ConfigError: if there is no run folder, MLflow is not installed, or its store cannot be reached.
@@ -102,6 +102,8 @@ def _import(client: Any, folder: Path, *, runs_dir: Path, uri: str) -> Imported:
         outbox = Outbox(client, run_id, folder)
         missing = outbox.is_behind()
         outbox.send_or_raise()
+    if outbox.is_behind():
+        return Imported(folder.name, run_id, "incomplete")
     life.take_sign(folder)
     return Imported(folder.name, run_id, "imported" if known is None else "completed" if missing else "complete")
 

@@ -297,6 +297,22 @@ def fail(*_arguments, **_options):
     raise OSError("No space left on device")
 
 
+def test_figures_do_not_wait_for_files_that_are_not_taken(runs_dir, run, monkeypatch, caplog):
+    with monkeypatch.context() as broken:
+        broken.setattr(run._outbox.client, "log_artifact", lambda *_: 1 / 0)  # not even an error that MLflow knows
+        run.log_table([{"a": 1}], "first")
+        run.log_table([{"a": 2}], "second")
+        run.log_metrics({"loss": 1.0}, step=0)
+        run.finish("FINISHED")
+    assert metrics(runs_dir, run) == [("loss", 0, 1.0)]
+    assert query(runs_dir, "SELECT status FROM runs WHERE run_uuid = ?", run.run_id) == [("FINISHED",)]
+    assert caplog.text.count("the run goes on") == 1
+    assert not artifact(runs_dir, run, "first.csv").exists()
+    mark_dead_runs(runs_dir)  # as the next launch does
+    assert artifact(runs_dir, run, "first.csv").read_text() == "a\n1\n"
+    assert artifact(runs_dir, run, "second.csv").read_text() == "a\n2\n"
+
+
 def test_resumed_run_is_the_same_and_running_without_its_error(runs_dir, run):
     run.log_metrics({"loss": 1.0}, step=0)
     run.finish("FAILED", error="case 'a' is gone")
