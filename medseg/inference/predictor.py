@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.bundle import Bundle
+from medseg.crf import ScanRule, clean_up
 from medseg.postprocessing import CleanupRule, logits_to_label
 from medseg.preprocessing import ScanToGrid
 from medseg.reading import Scan
@@ -33,7 +34,7 @@ class Predictor:
         *,
         scan_to_grid: ScanToGrid,
         inferer: Inferer,
-        cleanup: Sequence[CleanupRule] = (),
+        cleanup: Sequence[CleanupRule | ScanRule] = (),
         device: str = "cpu",
     ) -> None:
         self.network = network.to(device).eval()
@@ -51,6 +52,4 @@ class Predictor:
         image, grid = self.scan_to_grid(scans)
         logits = self.inferer(image[None].to(self.device), self.network)
         label = logits_to_label(logits[0], grid)
-        for rule in self.cleanup:
-            label = rule(label, grid.scan_affine)
-        return label
+        return clean_up(label, grid.scan_affine, self.cleanup, scans[0].voxels)

@@ -8,6 +8,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch.nn.functional import pad
 
+from medseg.crf import ScanRule, clean_up
 from medseg.postprocessing import CleanupRule, logits_to_label
 from medseg.preprocessing import ScanToGrid
 
@@ -19,17 +20,21 @@ class ScanToGridd(Transform):
         scan_to_grid: the pure step.
         label: `"grid"` brings the label onto the working grid too (training), `"scan"` leaves it on the scan's own
             grid, where predictions are judged.
+        keep_scan: keep the first channel's voxels under `scan`, `(1, X, Y, Z)` as read, for clean-up rules that look
+            at them; takes their memory in every cached case.
     """
 
-    def __init__(self, scan_to_grid: ScanToGrid, label: str = "grid") -> None:
+    def __init__(self, scan_to_grid: ScanToGrid, label: str = "grid", *, keep_scan: bool = False) -> None:
         if label not in ("grid", "scan"):
             raise ValueError(f'label is "grid" or "scan", got {label!r}.')
-        self.scan_to_grid, self.label_on = scan_to_grid, label
+        self.scan_to_grid, self.label_on, self.keep_scan = scan_to_grid, label, keep_scan
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Sample with scans -> sample with tensors and the `grid` between them."""
         image, grid = self.scan_to_grid(data["image"])
         sample = {**data, "image": MetaTensor(image, affine=torch.from_numpy(grid.affine)), "grid": grid}
+        if self.keep_scan:
+            sample["scan"] = torch.from_numpy(data["image"][0].voxels)[None]
         if "label" in data:
             voxels = data["label"].voxels
             sample["label"] = MetaTensor(
@@ -69,13 +74,17 @@ class LogitsToLabeld(Transform):
         cleanup: the recipe's clean-up rules, in order.
     """
 
-    def __init__(self, cleanup: Sequence[CleanupRule] = ()) -> None:
+    def __init__(self, cleanup: Sequence[CleanupRule | ScanRule] = ()) -> None:
         self.cleanup = tuple(cleanup)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Sample with logits and `grid` -> sample with labels."""
+        """Sample with logits and `grid`, and `scan` `(1, 1, X, Y, Z)` if a rule needs it -> sample with labels.
+
+        Raises:
+            ConfigError: if a rule needs the scan and the sample does not have it.
+        """
         grid = data["grid"]
         label = logits_to_label(torch.as_tensor(data["pred"])[0], grid)
-        for rule in self.cleanup:
-            label = rule(label, grid.scan_affine)
+        scan = torch.as_tensor(data["scan"])[0, 0].cpu().numpy() if "scan" in data else None
+        label = clean_up(label, grid.scan_affine, self.cleanup, scan)
         return {**data, "pred": torch.from_numpy(label)[None, None]}
