@@ -23,7 +23,6 @@ from medseg.networks.blocks import (
     activation_layer,
     choose,
     conv_norm_act,
-    crop_like,
     norm_layers,
     resize_like,
 )
@@ -36,6 +35,7 @@ Padding = Literal["same", "pad100"]
 
 FACTORS = {"8s": (2, 2, 8), "16s": (2, 16), "32s": (32,)}  # of each upsampling, from the scores at stride 32
 MARGIN = {"same": 0, "pad100": 99}  # zeros around the image; the first convolution pads the 100th
+CROPS = {"8s": (5, 9, 31), "16s": (5, 27), "32s": (19,)}  # of pad100, the authors': of each skip, then of the last map
 
 
 class FCN(nn.Module):
@@ -62,7 +62,7 @@ class FCN(nn.Module):
         variant: VGG only. Stride of the finest scores: 32, 16 or 8.
         padding: VGG only. "same" keeps every map over the image; "pad100" is the original form with its crops, 2D only.
         fc_width: VGG only. Channels of the two convolutions in place of fully connected layers.
-        fc_kernel_size: VGG only. Odd, of the first of the two; with "pad100" 3, 5 or 7.
+        fc_kernel_size: VGG only. Odd, of the first of the two; with "pad100" 7.
         widths: channels of the encoder's levels, finest first; the published ones if None.
         norm: after every convolution but the classifiers; the encoder's own, and none in a VGG's head, if None.
         activation: after every convolution but the classifiers.
@@ -191,9 +191,10 @@ class SkipHead(nn.Module):
         same = padding == "same"
         if not same and spatial_dims != 2:
             raise ConfigError("FCN: padding 'pad100' is the original 2D form; use 'same' in 3D")
-        if fc_kernel_size % 2 == 0 or (not same and fc_kernel_size not in (3, 5, 7)):
-            raise ConfigError(f"FCN: fc_kernel_size is {fc_kernel_size}; use an odd one, with 'pad100' 3, 5 or 7")
-        self.offsets = (0,) * len(factors) if same else crop_offsets(factors, fc_kernel_size)
+        if fc_kernel_size % 2 == 0 or (not same and fc_kernel_size != 7):
+            raise ConfigError(f"FCN: fc_kernel_size is {fc_kernel_size}; use an odd one, with 'pad100' 7")
+        self.centered = same
+        self.crops = (0,) * len(factors) if same else CROPS[variant]
         conv = CONV[spatial_dims]
         self.fully_connected = nn.Sequential(
             conv(widths[-1], fc_width, fc_kernel_size, padding=fc_kernel_size // 2 if same else 0, bias=norm is None),
@@ -223,13 +224,12 @@ class SkipHead(nn.Module):
         """Pooled maps of the image with its margin, finest first -> logits `(B, out_channels, *image's grid)`."""
         first, *others = self.scores
         logits: Tensor = first(self.fully_connected(pools[-1]))
-        *steps, last = zip(self.upsamplings, self.offsets, strict=True)
-        for score, (upsampling, offset), pool in zip(others, steps, pools[-2::-1], strict=False):
+        *steps, (last_upsampling, last_crop) = zip(self.upsamplings, self.crops, strict=True)
+        for score, pool, (upsampling, offset) in zip(others, pools[-2::-1], steps, strict=False):
+            skip = score(pool)
             logits = upsampling(logits)
-            skip = crop(score(pool), logits, offset)
-            logits = crop_like(logits, skip) + skip
-        upsampling, offset = last
-        return crop(upsampling(logits), image, offset)
+            logits = crop(logits, skip, 0) + skip if self.centered else logits + crop(skip, logits, offset)
+        return crop(last_upsampling(logits), image, last_crop)
 
 
 def linear_upsampling(spatial_dims: int, channels: int, factor: int, *, centered: bool) -> nn.Module:
@@ -248,25 +248,6 @@ def linear_upsampling(spatial_dims: int, channels: int, factor: int, *, centered
     with torch.no_grad():
         layer.weight.copy_(each_to_itself * kernel)
     return layer
-
-
-def crop_offsets(factors: Sequence[int], fc_kernel_size: int) -> tuple[int, ...]:
-    """Voxels to crop in the pad-100 form so that maps lie over each other: of each skip, then of the last upsampling.
-
-    Follows where the first voxel of each map has its center, in voxels of the image: pooled by `s` at
-    `(s - 1) / 2 - 99`, moved on by an unpadded convolution, back by half a kernel at each upsampling.
-
-    >>> crop_offsets((2, 2, 8), fc_kernel_size=7)  # as in the authors' FCN-8s
-    (5, 9, 31)
-    """
-    stride = 32
-    center = (stride - 1) / 2 - MARGIN["pad100"] + stride * (fc_kernel_size // 2)
-    offsets = []
-    for factor in factors[:-1]:
-        stride //= factor
-        center -= (factor - 0.5) * stride
-        offsets.append(int((center - (stride - 1) / 2 + MARGIN["pad100"]) / stride))
-    return (*offsets, int(factors[-1] - 0.5 - center))
 
 
 def crop(features: Tensor, reference: Tensor, offset: int) -> Tensor:

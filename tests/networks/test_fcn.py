@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from medseg.errors import ConfigError
 from medseg.networks.blocks import CONV, DROPOUT, BatchNorm
 from medseg.networks.encoders import VGG, ResNet
-from medseg.networks.fcn import FCN, crop_offsets, linear_upsampling
+from medseg.networks.fcn import FCN, linear_upsampling
 
 WIDTHS = (4, 4, 6, 8, 8)
 NARROW = {"widths": WIDTHS, "fc_width": 8, "fc_kernel_size": 3}
@@ -64,11 +64,9 @@ def test_logits_lie_on_the_grid_of_any_image(settings, spatial_dims, size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (26, 27), (33, 47), (58, 59)])
-@pytest.mark.parametrize("fc_kernel_size", [3, 5, 7])
 @every_variant
-def test_the_original_padding_leaves_enough_for_any_image(variant, fc_kernel_size, size):
-    settings = {**NARROW, "widths": (2, 2, 2, 2, 2), "fc_kernel_size": fc_kernel_size}
-    network = FCN(2, 1, 3, variant=variant, padding="pad100", **settings).eval()
+def test_the_original_padding_leaves_enough_for_any_image(variant, size):
+    network = FCN(2, 1, 3, variant=variant, padding="pad100", widths=(2, 2, 2, 2, 2), fc_width=8).eval()
     with torch.inference_mode():
         assert network(torch.randn(1, 1, *size)).shape == (1, 3, *size)
 
@@ -112,11 +110,6 @@ def test_logits_equal_the_original_built_from_torch_functions(variant, crops):
     torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("factors", "crops"), [((32,), (19,)), ((2, 16), (5, 27)), ((2, 2, 8), (5, 9, 31))])
-def test_crops_are_those_of_the_authors(factors, crops):
-    assert crop_offsets(factors, 7) == crops
-
-
 def coordinate_network(spatial_dims, monkeypatch, **settings):
     """FCN of one channel that scores by the mean coordinate along the first axis under each voxel of its maps."""
     network = FCN(spatial_dims, 1, 1, widths=(1,) * 5, fc_width=1, **settings).double().eval()
@@ -145,7 +138,7 @@ def coordinate_network(spatial_dims, monkeypatch, **settings):
 
 @pytest.mark.parametrize(
     ("spatial_dims", "padding", "fc_kernel_size"),
-    [(2, "same", 3), (2, "same", 7), (3, "same", 3), (2, "pad100", 3), (2, "pad100", 5), (2, "pad100", 7)],
+    [(2, "same", 3), (2, "same", 7), (3, "same", 3), (2, "pad100", 7)],
 )
 @every_variant
 def test_every_map_lies_centered_over_the_image(variant, spatial_dims, padding, fc_kernel_size, monkeypatch):
@@ -299,8 +292,8 @@ def test_onnx_gives_equal_logits(spatial_dims, variant, tmp_path):
         (3, {"padding": "pad100"}, "padding 'pad100' is the original 2D form; use 'same' in 3D"),
         (2, {"padding": "valid"}, "padding is 'valid'; use 'same' or 'pad100'"),
         (2, {"variant": "4s"}, "variant is '4s'; use '8s' or '16s' or '32s'"),
-        (2, {"fc_kernel_size": 4}, "fc_kernel_size is 4; use an odd one, with 'pad100' 3, 5 or 7"),
-        (2, {"fc_kernel_size": 9, "padding": "pad100"}, "fc_kernel_size is 9; use an odd one, with 'pad100' 3, 5 or 7"),
+        (2, {"fc_kernel_size": 4}, "fc_kernel_size is 4; use an odd one, with 'pad100' 7"),
+        (2, {"fc_kernel_size": 3, "padding": "pad100"}, "fc_kernel_size is 3; use an odd one, with 'pad100' 7"),
         (2, {"auxiliary_head": True}, "auxiliary_head and output_stride need a ResNet encoder"),
         (2, {"output_stride": 8}, "auxiliary_head and output_stride need a ResNet encoder"),
         (2, {"encoder": "resnet18", "variant": "32s"}, "variant and padding need a VGG encoder"),
