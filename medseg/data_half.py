@@ -226,6 +226,9 @@ def _instance(content: dict[str, Any], where: str) -> object:
         return found(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {target} does not take these settings: {error}") from error
+    except ImportError as error:  # some of MONAI's networks need a further package
+        missing = str(error).partition("\n")[0]
+        raise ConfigError(f"{where}: {target} needs a package that is not installed ({missing})") from error
 
 
 def _find_class(target: str, where: str) -> type:
@@ -234,6 +237,8 @@ def _find_class(target: str, where: str) -> type:
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "monai":
+            raise ConfigError(f"{where}: {target} needs MONAI: pip install 'medseg[train]'") from error
         raise ConfigError(
             f"{where}: there is no {target}; check its spelling and medseg's version ({error})"
         ) from error

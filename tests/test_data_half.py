@@ -216,3 +216,50 @@ def test_the_ignored_value_is_no_class():
 def test_an_ignored_value_that_a_region_has_or_no_file_can_hold_is_refused(ignored):
     half = {"labels": {"background": 0, "liver": 1, "tumor": 2}, "regions": {"tumor": [2]}, "ignore_label": ignored}
     assert f"ignore_label: is {ignored!r}; give a value from 1 to 255" in contradictions(half)[-1]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_of_other_dimensions_is_found(wrapped):
+    network_def = {**RECIPE["network_def"], "spatial_dims": 2}
+    if wrapped:
+        network_def = {"_target_": "medseg.networks.PadToMultiple", "network": network_def, "multiple": 8}
+    found = problems(changed(network_def=network_def))
+    assert found == [
+        "network_def::spatial_dims: is 2, but the recipe's spatial_dims is 3; take the network's 3D form, or the "
+        "recipe's 2D one (configs/slices_2d.json makes 2D of 3D)"
+    ]
+
+
+def test_weights_that_a_training_started_from_are_not_opened(tmp_path):
+    network_def = {
+        "_target_": "medseg.networks.UNet",
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 2,
+        "encoder": "resnet18",
+        "weights": str(tmp_path / "gone.pth"),
+    }
+    assert isinstance(build(changed(network_def=network_def), "network_def"), UNet)
+
+
+def test_a_network_of_monai_without_monai_says_what_to_install(monkeypatch):
+    network_def = {"_target_": "monai.networks.nets.VNet"}
+
+    def missing(module):
+        raise ModuleNotFoundError("No module named 'monai'", name="monai")
+
+    monkeypatch.setattr("medseg.data_half.import_module", missing)
+    with pytest.raises(ConfigError, match=r"monai\.networks\.nets\.VNet needs MONAI: pip install 'medseg\[train\]'"):
+        build(changed(network_def=network_def), "network_def")
+
+
+def test_a_package_that_a_network_needs_is_named(monkeypatch):
+    class NeedsMore:
+        """Stands for a network of MONAI that imports einops when it is made."""
+
+        def __init__(self):
+            raise ImportError("from einops import rearrange (No module named 'einops').\nFor details ...")
+
+    monkeypatch.setattr("medseg.data_half._find_class", lambda target, where: NeedsMore)
+    with pytest.raises(ConfigError, match=r"needs a package that is not installed \(from einops import rearrange"):
+        build(changed(network_def={"_target_": "monai.networks.nets.SwinUNETR"}), "network_def")
