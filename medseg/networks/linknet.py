@@ -78,7 +78,7 @@ class LinkNet(nn.Module):
             LinkBlock(pointwise, transposed, deep, width, stride=coarse // fine)
             for (width, deep), (fine, coarse) in zip(pairwise(levels), pairwise(bypasses), strict=True)
         )
-        width = max(1, levels[0] // 2)
+        width = max(4, levels[0] // 2)
         self.climb = transposed(levels[0], width, stride=2)
         self.conv = conv_norm_act(spatial_dims, width, width, norm=norm, activation=activation)
         self.head = TRANSPOSED_CONV[spatial_dims](width, out_channels, kernel_size=2, stride=2)
@@ -93,7 +93,7 @@ class LinkNet(nn.Module):
 
 
 class LinkBlock(nn.Module):
-    """1x1 convolution to a quarter, transposed 3x3 convolution by `stride`, 1x1 convolution to `out_channels`."""
+    """1x1 convolution to a quarter (4 or more), transposed 3x3 convolution by `stride`, 1x1 to `out_channels`."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class LinkBlock(nn.Module):
         stride: int,
     ) -> None:
         super().__init__()
-        quarter = max(1, in_channels // 4)
+        quarter = max(4, in_channels // 4)  # fewer behind a ReLU easily fall silent all at once
         self.narrow = pointwise(in_channels, quarter)
         self.climb = transposed(quarter, quarter, stride=stride)
         self.widen = pointwise(quarter, out_channels)
