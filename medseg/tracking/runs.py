@@ -30,7 +30,7 @@ from medseg.tracking.store import alone, connect, failures, first_line, unusable
 from medseg.tracking.surroundings import device_name, git_tags, versions
 from medseg.tracking.system import Watch
 from medseg.tracking.upkeep import mark_dead_runs
-from medseg.tracking.wording import MAX_VALUE, flatten, without_folders
+from medseg.tracking.wording import MAX_VALUE, flatten, names_of_files, without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -269,11 +269,25 @@ class Run:
             history.setdefault(name, []).append((step, value))
         return history
 
-    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, error: str | None = None) -> None:
-        """Send what is left and close the run; `error` is shown as its tag."""
+    def finish(
+        self,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        *,
+        error: str | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        """Send what is left and close the run.
+
+        Args:
+            status: how it ended.
+            error: one line, shown as the run's tag.
+            traceback: of the error, kept as the artifact `traceback.txt` without folders.
+        """
         self._watch.stop()
         if error:
             self._outbox.put({"tags": {"error": without_folders(error)[:MAX_VALUE]}})
+        if traceback:
+            self._log_artifact(without_folders(names_of_files(traceback)), "traceback.txt")
         self._outbox.put({"status": status, "time": int(time.time() * 1000)})
         if self._outbox.send(now=True):
             take_sign(self.folder)

@@ -33,6 +33,15 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def names_of_files(traceback: str) -> str:
+    """A traceback whose files are without their folders, which may hold spaces and names.
+
+    >>> names_of_files('File "/home/ann lee/train.py", line 3, in main')
+    'File "train.py", line 3, in main'
+    """
+    return re.sub(r'File "[^"\n]*[\\/]([^"\n]*)"', r'File "\1"', traceback)
+
+
 def without_folders(value: Any) -> Any:
     """The same value, nested or not, with folders of this machine cut from its texts.
 

@@ -45,14 +45,15 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return tmp_path_factory.mktemp("project")
+def project(tmp_path_factory, new_store):
+    folder = tmp_path_factory.mktemp("project")
+    new_store(folder / "runs")
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def store(monkeypatch, project):
+def store(project):
     """The project's own, for MLflow's functions too."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{(project / 'runs' / 'mlflow.db').as_posix()}")
     yield

@@ -14,11 +14,6 @@ from medseg.tracking import serve_ui, start_run
 pytest.importorskip("mlflow")
 
 
-@pytest.fixture(autouse=True)
-def no_other_store(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 def test_folder_without_runs_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"mlflow.db is missing.* train first, or give --runs"):
         serve_ui(tmp_path)

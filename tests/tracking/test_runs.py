@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
 
@@ -18,14 +19,9 @@ pytest.importorskip("mlflow")
 
 
 @pytest.fixture(scope="module")
-def runs_dir(tmp_path_factory):
-    """One store for the module: making one takes seconds."""
-    return tmp_path_factory.mktemp("project") / "runs"
-
-
-@pytest.fixture(autouse=True)
-def no_other_store(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def runs_dir(tmp_path_factory, new_store):
+    """One store for the module."""
+    return new_store(tmp_path_factory.mktemp("project") / "runs")
 
 
 @pytest.fixture
@@ -225,10 +221,10 @@ def test_no_commit_is_recorded_outside_a_checkout(runs_dir, tmp_path, monkeypatc
     assert not any("git" in key for key in tags(runs_dir, run))
 
 
-def test_nothing_private_gets_into_the_store(tmp_path, checkout, monkeypatch):
+def test_nothing_private_gets_into_the_store(tmp_path, checkout, monkeypatch, new_store):
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "ann_secret")
-    runs_dir = tmp_path / "runs"
+    runs_dir = new_store(tmp_path / "runs")
     run = start_run(runs_dir=runs_dir, experiment="unet_liver")
     run.log_recipe({"dataset_dir": str(tmp_path / "scans")}, {"dataset_dir": str(tmp_path / "scans")})
     run.log_environment()
@@ -270,6 +266,20 @@ def test_end_of_a_run_sends_what_is_left(runs_dir, run):
     [(status, ended)] = query(runs_dir, "SELECT status, end_time FROM runs WHERE run_uuid = ?", run.run_id)
     assert status == "FAILED"
     assert ended > 0
+
+
+def test_traceback_of_a_failure_is_kept_without_folders(runs_dir, run, tmp_path):
+    (tmp_path / "Ann Lee").mkdir()
+    script = tmp_path / "Ann Lee" / "train.py"
+    script.write_text(f"open({str(tmp_path / 'scans' / 'a.nii.gz')!r})")
+    with pytest.raises(FileNotFoundError) as raised:
+        exec(compile(script.read_text(), str(script), "exec"))
+    run.finish("FAILED", error="no a.nii.gz", traceback="".join(traceback.format_exception(raised.value)))
+    text = artifact(runs_dir, run, "traceback.txt").read_text()
+    assert 'File "train.py", line 1' in text
+    assert "FileNotFoundError" in text
+    assert "Ann" not in text
+    assert str(tmp_path) not in text
 
 
 def test_store_that_fails_stops_no_training_and_loses_nothing(runs_dir, run, monkeypatch, caplog):
@@ -336,7 +346,8 @@ def test_setting_changed_at_a_resume_is_a_tag(runs_dir, run):
     assert {key: value for key, value in tags(runs_dir, run).items() if "resumed" in key} == {"resumed.max_epochs": "9"}
 
 
-def test_run_moved_to_another_store_is_made_again_from_its_folder(runs_dir, run, tmp_path):
+def test_run_moved_to_another_store_is_made_again_from_its_folder(runs_dir, run, tmp_path, new_store):
+    new_store(tmp_path / "elsewhere")
     run.log_recipe({"seed": 0}, {})
     run.log_metrics({"loss": 1.0}, step=3)
     run.finish("KILLED")

@@ -55,10 +55,9 @@ def test_watch_that_cannot_tell_ends_and_says_so(monkeypatch, caplog):
     assert "the system's load is not recorded any more (ValueError)" in caplog.text
 
 
-def test_load_is_recorded_with_the_run_and_ends_with_it(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_load_is_recorded_with_the_run_and_ends_with_it(tmp_path, monkeypatch, new_store):
     monkeypatch.setattr(system, "SAMPLE_S", 0.05)
-    run = start_run(runs_dir=tmp_path, experiment="unet_liver")
+    run = start_run(runs_dir=new_store(tmp_path), experiment="unet_liver")
     while not run.history():
         time.sleep(0.05)
     run.finish("FINISHED")

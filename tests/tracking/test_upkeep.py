@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from medseg import cli
 from medseg.errors import ConfigError
 from medseg.tracking import import_runs, life, mark_dead_runs, resume_run, start_run
 from medseg.tracking.journal import Journal
@@ -21,14 +23,9 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 
 @pytest.fixture(scope="module")
-def runs_dir(tmp_path_factory):
-    """One store for the module: making one takes seconds."""
-    return tmp_path_factory.mktemp("project") / "runs"
-
-
-@pytest.fixture(autouse=True)
-def no_other_store(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def runs_dir(tmp_path_factory, new_store):
+    """One store for the module."""
+    return new_store(tmp_path_factory.mktemp("project") / "runs")
 
 
 @pytest.fixture
@@ -139,7 +136,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_launch_after_a_kill_leaves_no_run_running(tmp_path):
+def test_launch_after_a_kill_leaves_no_run_running(tmp_path, new_store):
+    new_store(tmp_path)
     assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == -signal.SIGKILL
     [(killed, before)] = query(tmp_path, "SELECT run_uuid, status FROM runs")
     launched = start_run(runs_dir=tmp_path, experiment="unet_liver")
@@ -193,7 +191,8 @@ def fill(run):
     run.log_file(run.folder / "pictures" / "worst.png", "pictures")
 
 
-def test_imported_run_is_the_same_run(runs_dir, run, tmp_path):
+def test_imported_run_is_the_same_run(runs_dir, run, tmp_path, new_store):
+    new_store(tmp_path / "other")
     fill(run)
     run.finish("FAILED", error="case 'a' is gone")
     shutil.copytree(run.folder, tmp_path / "brought" / run.folder.name)
@@ -204,7 +203,8 @@ def test_imported_run_is_the_same_run(runs_dir, run, tmp_path):
     assert "worst.png" in stored(runs_dir, run.run_id)["artifacts"]
 
 
-def test_imported_twice_or_from_a_copy_is_imported_once(runs_dir, run, tmp_path):
+def test_imported_twice_or_from_a_copy_is_imported_once(runs_dir, run, tmp_path, new_store):
+    new_store(tmp_path / "other")
     fill(run)
     run.finish("FINISHED")
     first, second = tmp_path / "first", tmp_path / "second"
@@ -245,7 +245,8 @@ def test_line_cut_off_by_a_kill_is_passed_over(runs_dir, run):
         json.loads(line)
 
 
-def test_folds_are_children_here_and_after_an_import(runs_dir, run, tmp_path):
+def test_folds_are_children_here_and_after_an_import(runs_dir, run, tmp_path, new_store):
+    new_store(tmp_path / "other")
     fold = start_run(runs_dir=runs_dir, experiment="unet_liver", name="fold-0", parent=run.run_id)
     assert stored(runs_dir, fold.run_id)["tags"]["mlflow.parentRunId"] == run.run_id
     fold.finish("FINISHED")
@@ -262,12 +263,23 @@ def test_unknown_parent_is_refused(runs_dir):
         start_run(runs_dir=runs_dir, experiment="unet_liver", parent="0123")
 
 
+def test_command_says_what_became_of_each_run(runs_dir, run, tmp_path, new_store):
+    run.finish("FINISHED")
+    shutil.copytree(run.folder, tmp_path / "brought" / run.folder.name)
+    command = ["runs", "import", str(tmp_path / "brought"), "--runs", str(new_store(tmp_path / "other"))]
+    first, second = (CliRunner().invoke(cli.app, command) for _ in range(2))
+    [(run_id,)] = query(tmp_path / "other", "SELECT run_uuid FROM runs")
+    assert first.stdout == f"{run.folder.name}: imported (run id {run_id})\n"
+    assert second.stdout == f"{run.folder.name}: was there (run id {run_id})\n"
+
+
 def test_folder_without_runs_is_not_imported(tmp_path):
     with pytest.raises(ConfigError, match=r"no run in .*\(run.json is missing\)"):
         import_runs(tmp_path, runs_dir=tmp_path)
 
 
-def test_store_moved_with_its_runs_keeps_artifacts_with_it(tmp_path):
+def test_store_moved_with_its_runs_keeps_artifacts_with_it(tmp_path, new_store):
+    new_store(tmp_path / "before")
     run = start_run(runs_dir=tmp_path / "before", experiment="unet_liver")
     run.log_table([{"a": 1}], "cases")
     run.finish("KILLED")
