@@ -1,5 +1,6 @@
 """Checkpoints that survive: written aside, synced, read back, renamed; the newest two are kept."""
 
+import io
 import logging
 import os
 import pickle
@@ -34,17 +35,18 @@ def write_checkpoint(state: Mapping[str, Any], run: Path) -> Path:
         DataError: if the file cannot be written or read back; the earlier ones are then as they were.
     """
     target = run / FOLDER / f"epoch_{state['epoch']:06d}.pt"
+    content = io.BytesIO()  # torch itself would report a full disk as a wrong position in a file
+    torch.save(dict(state), content)
     try:
         with aside(target) as temporary:
-            torch.save(dict(state), temporary)
+            temporary.write_bytes(content.getbuffer())
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # so that what is read back has reached the disk
             read_checkpoint(temporary)
-    except (OSError, RuntimeError) as error:  # torch's own writer reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    except OSError as error:
         raise DataError(
-            f"checkpoint {target.name} of run {run.name}: cannot be written ({reason}); the earlier ones are whole: "
-            "free space on the disk, then continue with --resume"
+            f"checkpoint {target.name} of run {run.name}: cannot be written ({error.strerror or error}); the earlier "
+            "ones are whole: free space on the disk, then continue with --resume"
         ) from error
     for old in [*_found(run)[KEPT:], *target.parent.glob(f".*-{PATTERN}")]:  # the latter of a kill while writing
         old.unlink(missing_ok=True)

@@ -90,11 +90,12 @@ def full_at_the_end(monkeypatch):
 
 
 def full_while_writing(monkeypatch):
-    def save(_state, path):
-        path.write_bytes(b"half a file")
-        raise RuntimeError("No space left on device\n[enforce fail at inline_container.cc]")
+    def write_half(path, content):
+        with path.open("wb") as file:
+            file.write(bytes(content)[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
 
 
 @pytest.mark.parametrize("fill", [full_at_the_end, full_while_writing])
@@ -110,13 +111,8 @@ def test_a_full_disk_leaves_the_earlier_ones(run, monkeypatch, fill):
 
 
 def test_what_reads_back_otherwise_than_written_is_no_checkpoint(run, monkeypatch):
-    save = torch.save
-
-    def save_badly(content, path):
-        save(content, path)
-        cut_off(path)
-
-    monkeypatch.setattr(torch, "save", save_badly)
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: write(path, bytes(content)[:-1000]))
     with pytest.raises(DataError, match="is not whole"):
         write_checkpoint(state(4), run)
     assert names(run) == ["epoch_000002.pt", "epoch_000003.pt"]
@@ -132,7 +128,10 @@ def test_a_disk_that_takes_no_more_leaves_the_earlier_ones(run):
     )
     done = subprocess.run([sys.executable, "-c", program, str(run)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "DataError: checkpoint epoch_000004.pt of run a-run: cannot be written (" in done.stderr.splitlines()[-1]
+    assert (
+        "DataError: checkpoint epoch_000004.pt of run a-run: cannot be written (File too large)"
+        in done.stderr.splitlines()[-1]
+    )
     assert names(run) == ["epoch_000002.pt", "epoch_000003.pt"]
     assert newest_checkpoint(run)["epoch"] == 3
 

@@ -184,16 +184,16 @@ def test_what_cannot_be_resumed_starts_nothing(
 def test_a_full_disk_fails_the_run_in_one_line_and_it_can_go_on(
     whole: Path, phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = torch.save
+    write = Path.write_bytes
 
-    def fill(content: Any, path: Any) -> None:
-        save(content, path)
-        if "epoch_000003" in str(path):
+    def fill(path: Path, content: bytes) -> None:
+        write(path, content)
+        if "epoch_000003" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     settings = {"dataset_dir": str(phantom), "max_epochs": EPOCHS, "device": "cpu"}
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fill)
+        patch.setattr(Path, "write_bytes", fill)
         with pytest.raises(RuntimeError) as raised:
             bundle_run("training", **settings)
     line = failure_line(raised.value)
