@@ -13,7 +13,7 @@ from medseg.crf.mean_field import mean_field, potts
 from medseg.errors import ConfigError, DataError
 from medseg.geometry import bounding_box, spacing_mm
 
-TILE_VOXELS = 2**22  # with 3 classes about 0.5 GB at a time, the halo counted
+TILE_VOXELS = 2**22  # 1 GB at a time with 3 classes and voxels of 1 mm, the halo counted
 HALO_WIDTHS = 2  # kernel widths of context around a tile
 
 Box = tuple[slice, ...]
