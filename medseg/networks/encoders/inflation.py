@@ -103,7 +103,7 @@ def center_taps(size: int, stride: int, extra: int) -> Tensor:
 def mean_taps(size: int, stride: int, extra: int) -> Tensor:
     """One over the number of taps that meet in a voxel: all of a convolution's, every `stride`-th of a transposed."""
     phase = torch.arange(size, device="cpu") % stride
-    return 1 / torch.bincount(phase, minlength=stride)[phase]
+    return 1 / torch.bincount(phase, minlength=stride)[phase].double()
 
 
 TAPS = {"center": center_taps, "mean": mean_taps}

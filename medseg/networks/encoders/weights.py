@@ -3,6 +3,7 @@
 import logging
 import pickle
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,13 +48,14 @@ def load_weights(
         DataError: for a file without weights, without any that fit, or with some of another shape.
     """
     path = Path(path)
-    source = named_tensors(path)
-    source = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
+    source = {
+        name.removeprefix(prefix): value for name, value in named_tensors(path).items() if name.startswith(prefix)
+    }
     target = module.state_dict()
     stem = next((name for name, value in target.items() if value.ndim > 2), None)
     fitting: dict[str, Tensor] = {}
     inflated, adapted = [], []
-    for name in target.keys() & source.keys():
+    for name in (name for name in target if name in source):
         weight, shape = source[name], target[name].shape
         if name == stem and weight.ndim > 2 and weight.shape[1] != shape[1]:
             weight = adapted_stem(weight, shape[1])
@@ -92,8 +94,8 @@ def report(file: str, count: int, loaded: LoadedWeights) -> None:
 
 def listed(names: Iterable[str]) -> str:
     """The first three names in brackets."""
-    *shown, more = [*list(names)[:3], *["..."] * (len(list(names)) > 3)] or ["none"]
-    return f"({', '.join([*shown, more])})"
+    shown = list(islice(names, 4))
+    return f"({', '.join([*shown[:3], *(['...'] if shown[3:] else [])])})"
 
 
 def named_tensors(path: Path) -> dict[str, Tensor]:
@@ -105,10 +107,7 @@ def named_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ConfigError(f"weights: there is no file {path.name}; give the path of a downloaded one")
-    try:
-        content = opened(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: holds more than weights, or is damaged; save its state dict anew") from error
+    content = opened(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -121,15 +120,28 @@ def named_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def opened(path: Path) -> object:
-    """What the file holds, on the CPU."""
+    """What the file holds, on the CPU; nothing in it can run.
+
+    Raises:
+        ConfigError: if it is `.safetensors` and that package is not installed.
+        DataError: if it cannot be opened as weights only.
+    """
+    damaged = DataError(f"{path.name}: holds more than weights, or is damaged; save its state dict anew")
     if path.suffix != ".safetensors":
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise damaged from error
         return content
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ConfigError(f"weights: {path.name} needs a package: pip install safetensors") from error
-    return load_file(path)
+        raise ConfigError(f"weights: {path.name} needs a package; pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise damaged from error
 
 
 def adapted_stem(weight: Tensor, in_channels: int) -> Tensor:

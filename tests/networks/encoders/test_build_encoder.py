@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from medseg.errors import ConfigError
+from medseg.networks.blocks import BatchNorm, InstanceNorm
+from medseg.networks.encoders import VGG, ResNet, build_encoder
+
+WIDTHS = (4, 4, 6, 8, 8)
+
+
+def norms(encoder):
+    return {type(module) for module in encoder.modules() if isinstance(module, BatchNorm | InstanceNorm)}
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_resnets_are_built_by_name(spatial_dims, depth):
+    settings = {"output_stride": 8, "multi_grid": (1, 2, 4), "dilation": "every_block", "deep_stem": True}
+    encoder = build_encoder(f"resnet{depth}", spatial_dims, 2, widths=WIDTHS, **settings)
+    same = ResNet(spatial_dims, 2, depth=depth, widths=WIDTHS, **settings)
+    assert str(encoder) == str(same)
+    assert norms(encoder) == {BatchNorm}
+    assert encoder.widths == same.widths
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("depth", [11, 13, 16, 19])
+def test_vggs_are_built_by_name(spatial_dims, depth):
+    plain = build_encoder(f"vgg{depth}", spatial_dims, 2, widths=WIDTHS, output_stride=8)
+    assert str(plain) == str(VGG(spatial_dims, 2, depth=depth, widths=WIDTHS, output_stride=8))
+    assert norms(plain) == set()
+    assert norms(build_encoder(f"vgg{depth}_bn", spatial_dims, 2, widths=WIDTHS)) == {BatchNorm}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "vgg11_bn"])
+def test_a_norm_that_is_asked_for_replaces_the_encoder_s_own(name):
+    encoder = build_encoder(name, 2, 1, widths=WIDTHS, norm="instance", activation="leaky_relu")
+    assert norms(encoder) == {InstanceNorm}
+    activations = {type(module) for module in encoder.modules() if isinstance(module, nn.ReLU | nn.LeakyReLU)}
+    assert activations == {nn.LeakyReLU}
+
+
+def test_published_widths_are_the_default():
+    with torch.device("meta"):
+        assert build_encoder("resnet50", 2, 3).widths == (64, 256, 512, 1024, 2048)
+        assert build_encoder("vgg16", 2, 3).widths == (64, 128, 256, 512, 512, 512)
+
+
+def test_weights_reach_the_encoder(tmp_path):
+    for name in ("resnet18", "vgg11"):
+        theirs = build_encoder(name, 2, 1, widths=WIDTHS)
+        torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+        ours = build_encoder(name, 2, 1, widths=WIDTHS, weights=tmp_path / "weights.pth")
+        assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in ours.state_dict().items())
+
+
+def test_a_module_passes_through():
+    encoder = ResNet(2, 1, depth=18, widths=WIDTHS)
+    assert build_encoder(encoder, 2, 1, norm="batch") is encoder
+
+
+def test_what_cannot_be_built_is_said():
+    with pytest.raises(ConfigError, match=r"encoder is 'resnet20'; use 'resnet18' or .* or 'vgg19_bn'"):
+        build_encoder("resnet20", 2, 1)
+    with pytest.raises(ConfigError, match="encoder is 'vgg11'; multi_grid and deep_stem need a ResNet"):
+        build_encoder("vgg11", 2, 1, deep_stem=True)
+    with pytest.raises(ConfigError, match="encoder is a module, and weights or widths are given"):
+        build_encoder(ResNet(2, 1, depth=18, widths=WIDTHS), 2, 1, widths=WIDTHS)
+    with pytest.raises(ConfigError, match="encoder is a Conv2d without widths and strides"):
+        build_encoder(nn.Conv2d(1, 1, 1), 2, 1)
