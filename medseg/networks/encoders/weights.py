@@ -52,6 +52,36 @@ def load_weights(
         name.removeprefix(prefix): value for name, value in named_tensors(path).items() if name.startswith(prefix)
     }
     target = module.state_dict()
+    fitting, inflated, adapted = fitted(module, source, path.name, inflation)
+    if not fitting:
+        raise DataError(
+            f"{path.name}: none of its {len(source)} tensors {listed(source)} is one of the network's {listed(target)};"
+            " take another file, or give the prefix of its names"
+        )
+    module.load_state_dict(fitting, strict=False)
+    unused = [name for name in source if name not in target]
+    loaded = LoadedWeights(
+        missing=tuple(name for name in target if name not in source),
+        unexpected=tuple(name for name in unused if not name.startswith(CLASSIFIERS)),
+        inflated=tuple(inflated),
+        adapted=tuple(adapted),
+    )
+    said = {**loaded._asdict(), "of a classifier, unused": [name for name in unused if name.startswith(CLASSIFIERS)]}
+    parts = [f"{len(names)} {what} {listed(names)}" for what, names in said.items() if names]
+    level = logging.WARNING if loaded.missing or loaded.unexpected else logging.INFO
+    logger.log(level, "%s: loaded %d tensors; %s", path.name, len(fitting), ", ".join(parts) or "all as they are")
+    return loaded
+
+
+def fitted(
+    module: nn.Module, source: Mapping[str, Tensor], file: str, inflation: Inflation
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """What of `source` belongs to `module`, in its shapes; the names of what was inflated, and of what was adapted.
+
+    Raises:
+        DataError: if a shape is another for another reason.
+    """
+    target = module.state_dict()
     stem = next((name for name, value in target.items() if value.ndim > 2), None)
     fitting: dict[str, Tensor] = {}
     inflated, adapted = [], []
@@ -65,31 +95,11 @@ def load_weights(
             inflated.append(name)
         if weight.shape != shape:
             raise DataError(
-                f"{path.name}: {name} is {tuple(source[name].shape)}, the network's is {tuple(shape)};"
+                f"{file}: {name} is {tuple(source[name].shape)}, the network's is {tuple(shape)};"
                 " make the network with the widths and depth of the file, or take another file"
             )
         fitting[name] = weight
-    if not fitting:
-        raise DataError(
-            f"{path.name}: none of its {len(source)} tensors {listed(source)} is one of the network's {listed(target)};"
-            " take another file, or give the prefix of its names"
-        )
-    module.load_state_dict(fitting, strict=False)
-    loaded = LoadedWeights(
-        missing=tuple(name for name in target if name not in source),
-        unexpected=tuple(name for name in source if name not in target and not name.startswith(CLASSIFIERS)),
-        inflated=tuple(name for name in target if name in inflated),
-        adapted=tuple(adapted),
-    )
-    report(path.name, len(fitting), loaded)
-    return loaded
-
-
-def report(file: str, count: int, loaded: LoadedWeights) -> None:
-    """One line in the log: a warning if tensors are missing or unexpected."""
-    parts = [f"{len(names)} {what} {listed(names)}" for what, names in loaded._asdict().items() if names]
-    level = logging.WARNING if loaded.missing or loaded.unexpected else logging.INFO
-    logger.log(level, "%s: loaded %d tensors; %s", file, count, ", ".join(parts) or "all fit")
+    return fitting, inflated, adapted
 
 
 def listed(names: Iterable[str]) -> str:

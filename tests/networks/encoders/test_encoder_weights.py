@@ -120,6 +120,7 @@ def test_what_does_not_fit_is_said_once_without_folders(tmp_path, caplog):
     assert record.levelno == logging.WARNING
     assert "weights.pth: loaded" in record.message
     assert "1 missing (bn1.weight), 1 unexpected (extra.weight)" in record.message
+    assert "1 of a classifier, unused (fc.weight)" in record.message
     assert str(tmp_path) not in record.message
     assert torch.equal(encoder.bn1.weight, torch.ones(4))
 
