@@ -1,6 +1,29 @@
-"""Scan files to voxels and affine, or a refusal that says why."""
+"""Scan and image files to voxels and affine, or a refusal that says why."""
 
-from medseg.reading.scan import Scan
-from medseg.reading.volumes import SUFFIXES, read_channels, read_grid, read_label, read_scan, scan_stem
+from medseg.reading.images import IMAGE_SUFFIXES, is_image
+from medseg.reading.masks import MaskCode
+from medseg.reading.scan import Scan, Unit
+from medseg.reading.volumes import (
+    SUFFIXES,
+    read_channels,
+    read_grid,
+    read_label,
+    read_label_grid,
+    read_scan,
+    scan_stem,
+)
 
-__all__ = ["SUFFIXES", "Scan", "read_channels", "read_grid", "read_label", "read_scan", "scan_stem"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SUFFIXES",
+    "MaskCode",
+    "Scan",
+    "Unit",
+    "is_image",
+    "read_channels",
+    "read_grid",
+    "read_label",
+    "read_label_grid",
+    "read_scan",
+    "scan_stem",
+]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from medseg.errors import DataError
 
 INT16 = np.iinfo(np.int16)
+Unit = Literal["mm", "px"]
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,15 @@ class Scan:
 
     Attributes:
         voxels: `(X, Y, Z)` as stored on disk, int16, uint8 or float32 (labels: any integer type); CT in HU.
-        affine: `(4, 4)` float64, voxel index to RAS mm.
+        affine: `(4, 4)` float64, voxel index to RAS mm; of an image the identity, in pixels.
         warnings: what a reader of the result should know, one sentence each.
+        unit: of lengths: "px" for a 2D image, which has no mm.
     """
 
     voxels: NDArray[np.generic]
     affine: NDArray[np.float64]
     warnings: tuple[str, ...] = ()
+    unit: Unit = "mm"
 
 
 def damaged(path: Path, error: Exception) -> DataError:

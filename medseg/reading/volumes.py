@@ -1,4 +1,4 @@
-"""The one trusted reader: a file, several files or a 4D file to scans, whatever the format."""
+"""The one trusted reader: a file, several files or a 4D file to scans, a 2D image to one slice, whatever the format."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
+from medseg.reading.images import (
+    IMAGE_SUFFIXES,
+    check_mask_file,
+    is_image,
+    one_gray_channel,
+    read_image,
+    read_image_grid,
+    read_mask_pixels,
+)
+from medseg.reading.masks import MaskCode
 from medseg.reading.nifti import read_nifti, read_nifti_grid
 from medseg.reading.scan import Scan
 
@@ -20,14 +30,14 @@ PathLike = str | Path
 
 
 def scan_stem(path: PathLike) -> str:
-    """File name without its scan suffix: "liver_04.nii.gz" gives "liver_04"; other names stay as they are."""
+    """File name without its scan or image suffix: "liver_04.nii.gz" gives "liver_04"; other names stay as they are."""
     name = Path(path).name
-    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    suffix = next((suffix for suffix in SUFFIXES + IMAGE_SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 
 def read_scan(path: PathLike) -> Scan:
-    """One 3D scan.
+    """One 3D scan; of a gray image one slice.
 
     Voxels stay int16 or uint8 where the file's rescale allows it, else they are float32. A 4D file of one volume counts
     as 3D.
@@ -37,6 +47,8 @@ def read_scan(path: PathLike) -> Scan:
             numbers, has NaN or infinite voxels, or a grid that is unknown, contradictory or singular.
     """
     scan = _read(path)
+    if scan.unit == "px" and scan.voxels.ndim == 4:
+        scan = one_gray_channel(scan, Path(path).name)
     if scan.voxels.ndim != 3:
         raise DataError(
             f"{Path(path).name}: {scan.voxels.ndim}D, shape {scan.voxels.shape}, where one 3D scan is wanted; "
@@ -49,7 +61,8 @@ def read_channels(image: PathLike | Sequence[PathLike], channels: Sequence[str])
     """One scan a channel, in the order of `channels`, each on its own grid.
 
     Args:
-        image: one path a channel, or one path of a file whose fourth axis counts the channels.
+        image: one path a channel, or one path of a file whose fourth axis counts the channels (of an image: red, green
+            and blue).
         channels: the recipe's names.
 
     Raises:
@@ -68,12 +81,18 @@ def read_channels(image: PathLike | Sequence[PathLike], channels: Sequence[str])
     return (replace(split[0], warnings=scan.warnings), *split[1:])
 
 
-def read_label(path: PathLike) -> Scan:
-    """One 3D label map with integer voxels: uint8 where they fit, else int16 or int32.
+def read_label(path: PathLike, masks: MaskCode | None = None) -> Scan:
+    """One 3D label map with integer voxels: uint8 where they fit, else int16 or int32; of a mask file one slice.
+
+    Args:
+        path: of a scan file, or of a mask in PNG or TIFF.
+        masks: what the values of a mask mean; scan files hold label values.
 
     Raises:
-        DataError: as `read_scan`, and if voxels are fractions.
+        DataError: as `read_scan`, and if voxels are fractions, or a mask has a value without meaning.
     """
+    if is_image(path):
+        return _read_mask(_existing(path), masks)
     scan = read_scan(path)
     voxels = scan.voxels
     if voxels.dtype == np.uint8:
@@ -90,6 +109,19 @@ def read_label(path: PathLike) -> Scan:
     return replace(scan, voxels=voxels.astype(fitting))
 
 
+def read_label_grid(path: PathLike) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape and affine of a label map, from the header alone; of a mask without its colors.
+
+    Raises:
+        DataError: as `read_grid`, and if a mask is in a format that changes values.
+    """
+    if not is_image(path):
+        return read_grid(path)
+    check_mask_file(path)
+    shape, affine = read_grid(path)
+    return shape[:3], affine
+
+
 def read_grid(path: PathLike) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Shape and affine from the file's header alone; a trailing axis of one volume is dropped.
 
@@ -99,6 +131,8 @@ def read_grid(path: PathLike) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     path = _existing(path)
     if _is_nifti(path):
         return read_nifti_grid(path)
+    if is_image(path):
+        return read_image_grid(path)
     from medseg.reading.itk import read_itk_grid  # see _read
 
     return read_itk_grid(path)
@@ -109,15 +143,25 @@ def _read(path: PathLike) -> Scan:
     path = _existing(path)
     if _is_nifti(path):
         return read_nifti(path)
+    if is_image(path):
+        return read_image(path)
     from medseg.reading.itk import read_itk  # SimpleITK takes a third of a second to import; most scans are NIfTI
 
     return read_itk(path)
 
 
+def _read_mask(path: Path, masks: MaskCode | None) -> Scan:
+    if masks is None:
+        raise DataError(f"{path.name}: what the values of a mask mean is not said; start from configs/unet_images.json")
+    return Scan(masks(read_mask_pixels(path, colors=masks.by_color), path.name), np.eye(4), unit="px")
+
+
 def _existing(path: PathLike) -> Path:
     path = Path(path)
-    if not path.name.lower().endswith(SUFFIXES):
-        raise DataError(f"{path.name}: not a scan file medseg reads ({', '.join(SUFFIXES)}); convert it first")
+    if not path.name.lower().endswith(SUFFIXES + IMAGE_SUFFIXES):
+        raise DataError(
+            f"{path.name}: not a scan file medseg reads ({', '.join(SUFFIXES + IMAGE_SUFFIXES)}); convert it first"
+        )
     if not path.is_file():
         raise DataError(f"{path.name}: no such file; check the path")
     return path
