@@ -76,7 +76,8 @@ class UNet(nn.Module):
         kernel_sizes: odd, of each level: one, or a list of `len(widths)` entries, each one or one an axis.
         blocks_per_level: convolutions (or residual blocks of two) in each level of encoder and decoder.
         residual: residual blocks instead of plain convolutions.
-        norm: after every convolution of a block; by default instance norm, with an encoder batch norm.
+        norm: after every convolution of a block; by default instance norm, with an encoder batch norm. Without one
+            (None) the weights start as in 2015, by the number of inputs.
         activation: after every norm.
         dropout: probability to drop a whole channel, in every block.
         upsampling: interpolation, or a transposed convolution.
@@ -173,7 +174,7 @@ class UNet(nn.Module):
                     )
                 lost = [[blocks_per_level * (size - 1) for size in kernel] for kernel in kernels]
                 self.tile = OverlapTile(steps, lost)
-            self.encoder = UNetEncoder(
+            own = UNetEncoder(
                 partial(stage, widening=widening),
                 spatial_dims,
                 in_channels,
@@ -182,6 +183,9 @@ class UNet(nn.Module):
                 kernel_sizes=kernels,
                 downsampling=downsampling,
             )
+            if block_norm is None:
+                start_by_fan_in(own)
+            self.encoder = own
             levels = DecoderLevels(own_widths[:-1], own_widths[-1], own_widths[:-1], steps, kernels[:-1])
         else:
             if (strides, kernel_sizes, downsampling, padding, widening) != (2, 3, "strided", "same", "first"):
@@ -210,6 +214,8 @@ class UNet(nn.Module):
         )
         if self.tile is not None:
             without_padding(self)
+        if block_norm is None:
+            start_by_fan_in(self.decoder)
         self.reasoning: nn.Module = (
             GraphReasoning(spatial_dims, levels.deepest, norm=block_norm) if graph_reasoning else nn.Identity()
         )
@@ -410,6 +416,14 @@ def repeated(
             for (above, width), step in zip(pairwise(channels), steps, strict=True)
         )
     )
+
+
+def start_by_fan_in(module: nn.Module) -> None:
+    """Gaussian weights of variance 2 / inputs, as in 2015: without norms the features else fade from level to level."""
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)) and part.bias is not None:
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)
 
 
 def check_choices(**settings: str) -> None:

@@ -468,6 +468,16 @@ def test_graph_reasoning_adds_to_the_deepest_level_only(spatial_dims):
         torch.testing.assert_close(reasoning(image), plain(image))
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_features_keep_their_size_without_norms(spatial_dims):
+    with torch.inference_mode():
+        pyramid = UNet(spatial_dims, 1, 2, widths=(16, 32, 64), norm=None).encoder(
+            torch.randn(1, 1, *SIZE[:spatial_dims])
+        )
+    # each convolution of weights with variance 2 / inputs keeps the mean square; torch's own start divides it by 6
+    assert all(0.2 < level.square().mean() < 5 for level in pyramid)
+
+
 def test_skips_reach_the_logits():
     network = UNet(3, 1, 2, widths=(4, 6, 8)).eval()
     for climb in network.decoder.climbs:
