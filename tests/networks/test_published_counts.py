@@ -10,9 +10,13 @@ import torch
 from medseg import networks
 
 UNET_2015 = {"padding": "valid", "downsampling": "max_pool", "upsampling": "transposed", "norm": None}
+UNET_2016 = {"norm": "batch", "widening": "last", "downsampling": "max_pool", "upsampling": "transposed"}
+UNET_2016_BIASES = 2336  # encoder: 32 + 2 * 64 + 2 * 128 + 2 * 256 + 512; decoder: 2 * (256 + 128 + 64)
 UNETPP_BIASES = 3648  # two convolutions a node: 2 * (5 * 32 + 4 * 64 + 3 * 128 + 2 * 256 + 512)
 
 SEGNET_BIASES = 3712  # of the decoder: 4 * 512 + 512 + 256 * 3 + 128 * 2 + 64 * 2
+
+LINKNET_BIASES = 64  # of the last two convolutions before the classifier: 32 + 32
 
 # class, spatial_dims, in_channels, out_channels, settings, published count, left out
 PUBLISHED = {
@@ -28,10 +32,13 @@ PUBLISHED = {
     "U-Net ResNet-18": ("UNet", 2, 3, 2, {"encoder": "resnet18"}, 14_328_354, 0),
     "U-Net ResNet-34": ("UNet", 2, 3, 2, {"encoder": "resnet34"}, 24_436_514, 0),
     "U-Net ResNet-50": ("UNet", 2, 3, 2, {"encoder": "resnet50"}, 32_521_250, 0),
+    "3D U-Net 2016": (
+        "UNet", 3, 3, 3, {"widths": (64, 128, 256, 512), **UNET_2016}, 19_075_523, UNET_2016_BIASES,
+    ),
     "UNet++": ("UNetPlusPlus", 2, 3, 2, {}, 9_163_362, UNETPP_BIASES),
     "UNet++ deeply supervised": ("UNetPlusPlus", 2, 3, 2, {"deep_supervision": True}, 9_163_560, UNETPP_BIASES),
     "SegNet": ("SegNet", 2, 3, 21, {}, 29_455_125, SEGNET_BIASES),
-    "LinkNet-18": ("LinkNet", 2, 3, 21, {}, 11_535_957, 0),
+    "LinkNet-18": ("LinkNet", 2, 3, 21, {}, 11_535_957, LINKNET_BIASES),
     "DeepLab v1 LargeFOV": ("DeepLabV1", 2, 3, 21, {}, 20_505_429, 0),
     "DeepLab v2 ResNet-101": ("DeepLabV2", 2, 3, 21, {}, 44_048_532, 0),
     "DeepLab v3 ResNet-101": ("DeepLabV3", 2, 3, 21, {"multi_grid": (1, 2, 4)}, 58_040_661, 0),
