@@ -15,6 +15,7 @@ from typing import Any
 
 from medseg.errors import ConfigError
 from medseg.tracking.wording import without_folders
+from medseg.writing import aside
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default in MLflow; read again at each event, so a late setting counts
@@ -93,7 +94,7 @@ def connect(runs_dir: Path) -> tuple[Any, str]:
     try:
         with alone(runs_dir):
             if not os.environ.get("MLFLOW_TRACKING_URI"):
-                _follow_move(runs_dir)
+                _make_or_follow(runs_dir)
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)  # makes the store
     except failures() as error:
@@ -111,11 +112,24 @@ def check_store(runs_dir: Path) -> None:
     connect(runs_dir.resolve())
 
 
-def _follow_move(runs_dir: Path) -> None:
-    """Say where artifacts are now, in a store that was moved or copied with them: MLflow notes full addresses."""
-    store, here = runs_dir / "mlflow.db", (runs_dir / ARTIFACTS).as_uri()
-    if not store.exists():
+def _make_or_follow(runs_dir: Path) -> None:
+    """Make the store of `runs_dir` if there is none, whole or not at all: MLflow takes no half-made one."""
+    store = runs_dir / "mlflow.db"
+    if store.exists():
+        _follow_move(store)
         return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for left in runs_dir.glob(".*-mlflow.db*"):  # of a process that was killed here
+        left.unlink()
+    with aside(store) as temporary:
+        made = SqlAlchemyStore(f"sqlite:///{temporary.as_posix()}", (runs_dir / ARTIFACTS).as_uri())
+        made.engine.dispose()
+
+
+def _follow_move(store: Path) -> None:
+    """Say where artifacts are now, in a store that was moved or copied with them: MLflow notes full addresses."""
+    here = (store.parent / ARTIFACTS).as_uri()
     with closing(sqlite3.connect(store, timeout=60)) as connection, connection:
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return

@@ -2,6 +2,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -395,6 +396,27 @@ def test_store_that_is_none_is_named(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
     with pytest.raises(ConfigError, match=r"mlflow.db cannot be used .*not a database.* Check MLFLOW_TRACKING_URI"):
         start_run(runs_dir=tmp_path, experiment="unet_liver")
+
+
+KILLED_WHILE_MAKING = """
+import os, signal, sys
+from pathlib import Path
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from medseg.tracking import start_run
+make = SqlAlchemyStore.__init__
+SqlAlchemyStore.__init__ = lambda *arguments: (make(*arguments), os.kill(os.getpid(), signal.SIGKILL))
+start_run(runs_dir=Path(sys.argv[1]), experiment="unet_liver")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_store_whose_making_was_killed_is_made_again(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED_WHILE_MAKING, str(tmp_path)]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    start_run(runs_dir=tmp_path, experiment="unet_liver").finish("FINISHED")
+    assert query(tmp_path, "SELECT status FROM runs") == [("FINISHED",)]
+    assert [path.name for path in tmp_path.iterdir() if "mlflow.db" in path.name] == ["mlflow.db"]
 
 
 def test_store_given_by_the_environment_is_used(tmp_path, monkeypatch):
