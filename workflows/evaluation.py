@@ -20,7 +20,7 @@ from medseg.data import Cases, Sample
 from medseg.data_half import data_half
 from medseg.errors import ConfigError
 from medseg.geometry import voxel_volume_ml
-from medseg.metrics import mean_over_cases, region_overlap
+from medseg.metrics import count_cases, mean_over_cases, region_overlap
 from medseg.preprocessing import Intensity, Window
 from medseg.reading import read_channels, read_label
 from medseg.report.pictures import curves_picture, overlay_picture
@@ -30,6 +30,7 @@ from workflows.experiment import Experiment
 logger = logging.getLogger(__name__)
 
 KEY_METRIC = "mean_dice"
+OVERLAP = ("dice", "iou", "pred_ml", "reference_ml")  # columns of the case table, for each region
 
 
 def one_case(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -84,7 +85,8 @@ class PackedLabels:
 class CaseTable(Metric):
     """Overlap of each case and region; its value is the key metric.
 
-    The key metric is the mean over regions of the mean Dice over the cases whose reference has the region.
+    The key metric is the mean over regions of the mean Dice over the cases whose reference has the region. A region
+    that was not annotated in a case (which then has `labeled`) is not judged there.
 
     Args:
         regions: name -> label values.
@@ -103,16 +105,18 @@ class CaseTable(Metric):
     def iteration_completed(self, engine: Engine) -> None:
         """Judge the case that the engine has just finished."""
         batch = engine.state.batch
-        self.update((batch["case_id"], engine.state.output["pred"], engine.state.output["label"], batch["grid"]))
+        judged = (batch["case_id"], engine.state.output["pred"], engine.state.output["label"], batch["grid"])
+        self.update((*judged, batch.get("labeled", list(self.regions))))
 
-    def update(self, output: tuple[str, Tensor, Tensor, Any]) -> None:
-        """Add one case: id, prediction and label `(1, 1, X, Y, Z)`, grid."""
-        case_id, pred, label, grid = output
+    def update(self, output: tuple[str, Tensor, Tensor, Any] | tuple[str, Tensor, Tensor, Any, Sequence[str]]) -> None:
+        """Add one case: id, prediction and label `(1, 1, X, Y, Z)`, grid, and the regions annotated if not all."""
+        case_id, pred, label, grid = output[:4]
+        labeled = output[4] if len(output) == 5 else list(self.regions)
         pred_voxels = torch.as_tensor(pred)[0, 0].cpu().numpy().astype(np.uint8)
         overlap = region_overlap(
             pred_voxels,
             torch.as_tensor(label)[0, 0].cpu().numpy(),
-            self.regions,
+            {region: values for region, values in self.regions.items() if region in labeled},
             voxel_ml=voxel_volume_ml(grid.scan_affine),
             ignore_label=self.ignore_label,
         )
@@ -130,20 +134,24 @@ class CaseTable(Metric):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row a case: `case_id`, then `<region>_dice`, `_iou`, `_pred_ml` and `_reference_ml`."""
+        """One row a case: `case_id`, then `<region>_dice`, `_iou`, `_pred_ml` and `_reference_ml`.
+
+        All are None for a region that was not annotated.
+        """
         return [
             {"case_id": case_id}
-            | {f"{region}_{name}": value for region, numbers in overlap.items() for name, value in numbers.items()}
+            | {f"{region}_{name}": overlap.get(region, {}).get(name) for region in self.regions for name in OVERLAP}
             for case_id, overlap in self.overlaps.items()
         ]
 
     def means(self) -> dict[str, float]:
-        """Mean of each region's Dice and IoU over the cases whose reference has it."""
-        return {
-            f"{region}_{name}": mean_over_cases(list(self.overlaps.values()), region, name)
-            for region in self.regions
-            for name in ("dice", "iou")
-        }
+        """Mean of each region's Dice and IoU over the cases whose reference has it, and how many these are (`_n`)."""
+        overlaps = list(self.overlaps.values())
+        means: dict[str, float] = {}
+        for region in self.regions:
+            means |= {f"{region}_{name}": mean_over_cases(overlaps, region, name) for name in ("dice", "iou")}
+            means[f"{region}_n"] = float(count_cases(overlaps, region))
+        return means
 
     def compute(self) -> float:
         """Mean over the regions of their mean Dice; regions that no case has do not count."""
@@ -191,7 +199,9 @@ class TrackCases:
             step=engine.state.epoch,
         )
         self.experiment.log_cases(self.table.rows, f"{self.split}_cases.csv")
-        dice = ", ".join(f"{region} {means[f'{region}_dice']:.3f}" for region in self.table.regions)
+        dice = ", ".join(
+            f"{region} {means[f'{region}_dice']:.3f} (n={means[f'{region}_n']:.0f})" for region in self.table.regions
+        )
         logger.info("%s, %d cases: Dice %s", self.split, len(self.table.rows), dice)
         if self.samples:
             self._draw()

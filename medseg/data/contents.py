@@ -9,37 +9,46 @@ from numpy.typing import NDArray
 
 from medseg.data.layouts import Sample
 from medseg.errors import DataError
-from medseg.reading import read_label
+from medseg.reading import MaskCode, read_label
 
 
 def fingerprint(samples: Sequence[Sample]) -> dict[str, str | int]:
     """Hash over the content of every file, with the counts of cases, labels and files; no paths, any order.
 
     Files count by case id, by their part (which channel, or label) and by their bytes, so a copy in another layout has
-    the same fingerprint.
+    the same fingerprint. Which regions were annotated counts where it is not all.
     """
-    hashes = []
+    hashes, files = [], 0
     for sample in samples:
         images = [sample["image"]] if isinstance(sample["image"], str) else sample["image"]
         parts = {f"image {channel}": path for channel, path in enumerate(images)}
         if "label" in sample:
             parts["label"] = sample["label"]
         hashes += [_file_hash(sample["case_id"], part, Path(path)) for part, path in parts.items()]
+        files += len(parts)
+        if "labeled" in sample:
+            hashes.append("\n".join((sample["case_id"], "labeled", *sorted(sample["labeled"]))))
     return {
         "sha256": hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest(),
         "cases": len(samples),
         "labels": sum("label" in sample for sample in samples),
-        "files": len(hashes),
+        "files": files,
     }
 
 
-def count_labels(samples: Sequence[Sample], n_classes: int, *, ignore_label: int | None = None) -> list[int]:
+def count_labels(
+    samples: Sequence[Sample], n_classes: int, *, ignore_label: int | None = None, masks: MaskCode | None = None
+) -> list[int]:
     """Voxels of each label value 0 ... `n_classes` - 1 over all samples that have a label.
+
+    A case that is annotated in part counts with the values in its file: of liver and tumor, the liver of a case with
+    its tumors alone counts as background, and the tumors of a case with its liver alone as liver.
 
     Args:
         samples: cases, whose labels are read.
         n_classes: how many values the recipe has.
         ignore_label: a value that is not counted and not refused.
+        masks: what the values of mask files mean, where labels are such.
 
     Raises:
         DataError: if a label has another value, or cannot be read.
@@ -48,7 +57,7 @@ def count_labels(samples: Sequence[Sample], n_classes: int, *, ignore_label: int
     for sample in samples:
         if "label" not in sample:
             continue
-        for value, amount in _value_counts(read_label(sample["label"]).voxels).items():
+        for value, amount in _value_counts(read_label(sample["label"], masks).voxels).items():
             if 0 <= value < n_classes:
                 counts[value] += amount
             elif value != ignore_label:

@@ -13,9 +13,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.data.datalist import Cases
 from medseg.errors import ConfigError, DataError
 
 HIGHEST_VALUE = 254  # labels are 8 bits, and 255 marks ignored voxels by custom
+
+
+class PartialLabels:
+    """The values for what is not annotated in a data set, and how its labels get them; part of a training's recipe.
+
+    Args:
+        cases: the data set. All its cases count, so that every fold has the same values.
+        labels: name -> value.
+        regions: name -> the label values it is made of.
+        ignore_label: a value that is no class, and not to be used.
+
+    Attributes:
+        merged: value -> the classes it stands for, for the loss; empty if every case has all regions.
+
+    Raises:
+        ConfigError: if 8 bits have too few values.
+        DataError: if a case names an unknown region.
+    """
+
+    def __init__(
+        self,
+        cases: Cases,
+        labels: Mapping[str, int],
+        regions: Mapping[str, Sequence[int]],
+        *,
+        ignore_label: int | None = None,
+    ) -> None:
+        self.labels, self.regions, self.ignore_label = dict(labels), dict(regions), ignore_label
+        samples = [*cases.training, *cases.validation, *cases.test]
+        labelings = [sample["labeled"] for sample in samples if "labeled" in sample]
+        self.merged = merged_values(labels, regions, labelings, ignore_label=ignore_label)
+
+    def __call__(self, label: NDArray[Any], labeled: Sequence[str]) -> NDArray[np.uint8]:
+        """Label of a case in which only the regions `labeled` were annotated -> the label that the loss is given."""
+        return merge_unlabeled(
+            label, self.labels, self.regions, labeled, merged_values=self.merged, ignore_label=self.ignore_label
+        )
 
 
 def merged_values(

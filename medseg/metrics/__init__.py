@@ -1,5 +1,5 @@
 """Metrics on whole scans: pure NumPy, region by region."""
 
-from medseg.metrics.overlap import confusion, mean_over_cases, region_overlap
+from medseg.metrics.overlap import confusion, count_cases, mean_over_cases, region_overlap
 
-__all__ = ["confusion", "mean_over_cases", "region_overlap"]
+__all__ = ["confusion", "count_cases", "mean_over_cases", "region_overlap"]

@@ -71,12 +71,22 @@ def mean_over_cases(rows: Sequence[Mapping[str, Mapping[str, float]]], region: s
     """Mean of `key` over the cases whose reference has the region; nan if none has.
 
     Args:
-        rows: what `region_overlap` returned, one a case.
+        rows: what `region_overlap` returned, one a case; without the regions that were not annotated.
         region: name of the region.
         key: "dice", "iou", "pred_ml" or "reference_ml".
     """
-    values = [row[region][key] for row in rows if row[region]["reference_ml"] > 0]
+    values = [row[region][key] for row in _having(rows, region)]
     return float(np.mean(values)) if values else float("nan")
+
+
+def count_cases(rows: Sequence[Mapping[str, Mapping[str, float]]], region: str) -> int:
+    """How many cases `mean_over_cases` takes the mean over."""
+    return len(_having(rows, region))
+
+
+def _having(rows: Sequence[Mapping[str, Mapping[str, float]]], region: str) -> list[Mapping[str, Mapping[str, float]]]:
+    """The cases whose reference has the region; none in which it was not annotated."""
+    return [row for row in rows if region in row and row[region]["reference_ml"] > 0]
 
 
 def _overlap(table: NDArray[np.int64], values: Sequence[int], voxel_ml: float) -> dict[str, float]:

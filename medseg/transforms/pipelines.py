@@ -15,6 +15,7 @@ from monai.transforms import (
 
 from medseg.preprocessing import ScanToGrid
 from medseg.transforms.grid import PadToPatchd, ScanToGridd
+from medseg.transforms.partial import CLASSES_KEY, LowestClassd, Merger, MergeUnlabeledd
 from medseg.transforms.reading import ReadCased
 from medseg.transforms.slices import AxialSliced
 
@@ -38,22 +39,29 @@ def training_patches(
     class_ratios: Sequence[float],
     augmentation: Sequence[Transform],
     ignore_label: int,
+    partial_labels: Merger | None = None,
 ) -> Compose:
     """Sample -> list of augmented patches `(C, *patch_size)` with labels `(1, *patch_size)`.
 
     Everything before the crop is deterministic, so a caching data set computes it once. A patch centers on a voxel of
     a class drawn by `class_ratios` (background first); a case without that class is sampled from its other classes.
-    A two-element `patch_size` gives axial slices.
+    A two-element `patch_size` gives axial slices. In cases that were annotated in part, `partial_labels` (a
+    `medseg.data.PartialLabels`) says what the label becomes; a merged value is drawn as its lowest class.
     """
     volume_patch = [*patch_size, 1] if len(patch_size) == 2 else list(patch_size)
     keys = ("image", "label")
+    merged = partial_labels.merged if partial_labels else {}
+    classes_key = CLASSES_KEY if merged else "label"
+    indices_key = f"{classes_key}_cls_indices"
     return Compose(
         [
             ReadCased(channels, labels, ignore_label),
+            MergeUnlabeledd(partial_labels),
             ScanToGridd(scan_to_grid),
             PadToPatchd(volume_patch, ignore_label),
-            ClassesToIndicesd("label", num_classes=len(class_ratios), max_samples_per_class=COORDINATES_PER_CLASS),
-            SelectItemsd((*keys, "label_cls_indices")),
+            *([LowestClassd(merged)] if merged else []),
+            ClassesToIndicesd(classes_key, num_classes=len(class_ratios), max_samples_per_class=COORDINATES_PER_CLASS),
+            SelectItemsd((*keys, indices_key)),
             RandCropByLabelClassesd(
                 keys,
                 label_key="label",
@@ -61,10 +69,10 @@ def training_patches(
                 ratios=list(class_ratios),
                 num_classes=len(class_ratios),
                 num_samples=patches_per_case,
-                indices_key="label_cls_indices",
+                indices_key=indices_key,
                 warn=False,
             ),
-            DeleteItemsd("label_cls_indices"),
+            DeleteItemsd(indices_key),
             *([AxialSliced(keys)] if len(patch_size) == 2 else []),
             *augmentation,
             EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
