@@ -20,12 +20,14 @@ import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
 import torch
 from mlflow import MlflowClient
 
 from medseg.data import make_phantom
+from medseg.launch import training_arguments
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = {
@@ -54,14 +56,12 @@ class Trainings:
 
     def start(self, run: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a training, or resume one; its words go into `log`."""
-        command = [sys.executable, "-m", "monai.bundle", "run", "training"]
-        command += ["--config_file", f"['configs/unet_liver.json','{self.overlay}']", "--device", "cpu"]
-        command += ["--dataset_dir", str(self.phantom), "--output_dir", str(self.runs)]
-        if run is not None:
-            command += ["--resume", str(run)]
+        settings = {"device": "cpu", "dataset_dir": str(self.phantom), "output_dir": str(self.runs)}
+        files = [Path("configs/unet_liver.json"), self.overlay]
+        arguments = training_arguments([] if run else files, list(settings.items()), resume=run)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}  # equal sums need equal threads
         with self.log.open("wb") as log:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=STDOUT)
 
     def finish(self, run: Path | None = None) -> Path:
         """Train to the end; the run's folder."""

@@ -65,31 +65,26 @@ class Experiment:
     @cached_property
     def data(self) -> dict[str, Any]:
         """Fingerprint of the run's data."""
-        return {
-            **resuming.describe_data(self.cases),
-            "layout": self.cases.layout,
-            "synthetic": self.synthetic,
-        }
+        return {**resuming.describe_data(self.cases), "layout": self.cases.layout, "synthetic": self.synthetic}
 
-    def resume(self, resume: Any) -> None:
-        """Make this the continuation of a run; nothing happens if `resume` is None.
-
-        Asked before cases are cached, so that what stands against it shows within seconds.
+    def prepare(self, resume: Any = None) -> None:
+        """Find out whether the run can be recorded and, if asked, resumed; called before cases are cached.
 
         Args:
-            resume: None, or the run's folder, wherever it has been moved.
+            resume: None, or the folder of the run to continue, wherever it has been moved.
 
         Raises:
-            ConfigError: if it is anything else, or the recipe would train something else.
+            ConfigError: if `resume` is anything else, the recipe would train something else than that run, or MLflow's
+                store cannot be reached.
             DataError: if the data differ from the run's, or it has no checkpoint that can be read.
         """
-        if resume is None:
-            return
-        folder = resuming.run_folder(resume)
-        resuming.check_recipe(folder, recipe.merged_recipe())
-        resuming.check_data(folder, self.data)
-        self._checkpoint = newest_checkpoint(folder)
-        self._resumed, self.output_dir = folder, folder.parent
+        if resume is not None:
+            folder = resuming.run_folder(resume)
+            resuming.check_recipe(folder, recipe.merged_recipe())
+            resuming.check_data(folder, self.data)
+            self._checkpoint = newest_checkpoint(folder)
+            self._resumed, self.output_dir = folder, folder.parent
+        tracking.check_store(self.output_dir)
 
     def take_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint to continue from, once; None for a new run."""
@@ -127,7 +122,7 @@ class Experiment:
             except Exception as error:
                 with suppress(OSError):  # a full disk must not hide what filled it
                     (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-                self.run.finish("FAILED", error=failure_line(error))
+                self.run.finish("FAILED", error=failure_line(error), traceback=traceback.format_exc())
                 raise
             else:
                 self.run.finish("FINISHED")
@@ -144,7 +139,7 @@ class Experiment:
             self.run.log_params(recipe.merged_recipe())  # shows what is other now, such as the number of workers
         else:
             self.run.log_recipe(recipe.merged_recipe(), recipe.overrides())
-            self.run.log_data(self.data)
+            self.run.log_data(self.data, split=resuming.split(self.cases))
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep numbers of an epoch for the next `flush`."""
@@ -180,10 +175,8 @@ class Experiment:
         return weights
 
     def record_bundle(self) -> None:
-        """Copy the bundle as it stands now into MLflow."""
-        bundle = self.folder / "bundle"
-        for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
-            self.run.log_file(path, f"bundle/{path.parent.relative_to(bundle).as_posix()}")
+        """Record the bundle as it stands now as MLflow's model of the run."""
+        self.run.log_model(self.folder / "bundle")
 
     def summarize(self) -> None:
         """Say where everything is."""

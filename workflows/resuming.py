@@ -59,11 +59,16 @@ def check_recipe(run: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_data(cases: Cases) -> dict[str, Any]:
     """Fingerprint of a data set's content and of its split; no paths and no case ids."""
-    split = [[sample["case_id"] for sample in part] for part in (cases.training, cases.validation, cases.test)]
     return {
         **fingerprint([*cases.training, *cases.validation, *cases.test]),
-        "split": hashlib.sha256(json.dumps(split).encode()).hexdigest(),
+        "split": hashlib.sha256(json.dumps(split(cases)).encode()).hexdigest(),
     }
+
+
+def split(cases: Cases) -> dict[str, list[str]]:
+    """The case ids of each part of a data set."""
+    parts = {"training": cases.training, "validation": cases.validation, "test": cases.test}
+    return {name: [sample["case_id"] for sample in part] for name, part in parts.items()}
 
 
 def check_data(run: Path, data: Mapping[str, Any]) -> None:
