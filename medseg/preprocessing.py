@@ -19,7 +19,7 @@ from torch import Tensor
 from medseg.errors import DataError
 from medseg.geometry import grid_difference
 from medseg.geometry import spacing_mm as spacing_of
-from medseg.reading import Scan
+from medseg.reading import Scan, Unit
 
 
 class Intensity(Protocol):
@@ -51,6 +51,19 @@ class ZScore:
         return (image - mean) / deviation.clamp(min=1e-6)
 
 
+class Range:
+    """Scale stored values `[low, high]` to `[0, 1]`, such as the 0 ... 255 of a photograph; any shape, not clipped."""
+
+    def __init__(self, low: float = 0, high: float = 255) -> None:
+        if low >= high:
+            raise ValueError(f"Range needs low < high, got {low} and {high}; swap them?")
+        self.low, self.high = low, high
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Stored values of any shape -> the same shape."""
+        return (image - self.low) / (self.high - self.low)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The working grid of one scan, and what leads back to the scan's own grid.
@@ -63,6 +76,7 @@ class Grid:
         axes: for each working axis the scan's axis it comes from.
         flips: for each working axis whether it runs against the scan's axis.
         scale: for each working axis, scan voxels per working voxel.
+        unit: of lengths; in a grid of an image "px", and the affines lead to pixels.
     """
 
     shape: tuple[int, int, int]
@@ -72,6 +86,7 @@ class Grid:
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     scale: tuple[float, float, float]
+    unit: Unit = "mm"
 
     @property
     def turned_shape(self) -> tuple[int, int, int]:
@@ -121,8 +136,12 @@ class ScanToGrid:
         The first channel sets the grid; the others are interpolated onto it by their affines (no registration).
 
         Raises:
-            DataError: if a further channel does not overlap the first.
+            DataError: if a further channel does not overlap the first, or these are 2D images, which have no spacing.
         """
+        if scans[0].unit != "mm":
+            raise DataError(
+                "a 2D image has no mm; this recipe is for scans, start from configs/unet_images.json instead"
+            )
         grid = self.grid(scans[0].voxels.shape, scans[0].affine)
         first = resample(torch.from_numpy(to_working_axes(scans[0].voxels, grid)), grid, antialias=self.antialias)
         others = [self._further_channel(scan, scans[0], grid) for scan in scans[1:]]
@@ -135,11 +154,104 @@ class ScanToGrid:
 
     def label(self, voxels: NDArray[np.integer], grid: Grid) -> Tensor:
         """Label map on the scan's grid `(X, Y, Z)` -> `(1, R, A, S)`, uint8, by nearest neighbor."""
-        turned = torch.from_numpy(to_working_axes(voxels, grid).astype(np.uint8))
-        for axis, (size, scale) in enumerate(zip(grid.shape, grid.scale, strict=True)):
-            position = (torch.arange(size) * scale).round().long().clamp(max=turned.shape[axis] - 1)
-            turned = turned.index_select(axis, position)
-        return turned[None]
+        return nearest_label(voxels, grid)
+
+
+class ImageToGrid:
+    """Bring the channels of one 2D image onto the working grid: its own pixels, or larger ones. Nothing is in mm.
+
+    Args:
+        intensity: maps the intensities of each channel.
+        pixel_scale: image pixels per working pixel; 1 keeps the image's own.
+        longest_edge: or: working pixels along the image's longer edge, for photographs of any distance and size.
+        antialias: average over a working pixel that is larger than the image's.
+    """
+
+    def __init__(
+        self,
+        *,
+        intensity: Intensity,
+        pixel_scale: float = 1.0,
+        longest_edge: int | None = None,
+        antialias: bool = True,
+    ) -> None:
+        if pixel_scale <= 0:
+            raise ValueError(f"pixel_scale is {pixel_scale}; give image pixels per working pixel, such as 2")
+        if longest_edge is not None and (pixel_scale != 1 or longest_edge < 2):
+            raise ValueError(
+                f"longest_edge is {longest_edge} beside pixel_scale {pixel_scale}; set one, 2 or more pixels"
+            )
+        self.intensity, self.pixel_scale, self.longest_edge = intensity, pixel_scale, longest_edge
+        self.antialias = antialias
+
+    def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
+        """Working grid of an image `(X, Y, 1)`; no pixel is read."""
+        scale = self.pixel_scale
+        if self.longest_edge is not None:
+            scale = max(1, max(shape[:2]) - 1) / (self.longest_edge - 1)
+        width, height = (max(1, round((n - 1) / scale) + 1) for n in shape[:2])
+        return Grid(
+            shape=(width, height, 1),
+            affine=affine @ np.diag([scale, scale, 1.0, 1.0]),
+            scan_shape=(shape[0], shape[1], 1),
+            scan_affine=affine,
+            axes=(0, 1, 2),
+            flips=(False, False, False),
+            scale=(scale, scale, 1.0),
+            unit="px",
+        )
+
+    def __call__(self, scans: Sequence[Scan]) -> tuple[Tensor, Grid]:
+        """Channels of one image -> `(C, X, Y, 1)`, float32, and its grid.
+
+        Raises:
+            DataError: if these are no 2D images, or the channels have different sizes.
+        """
+        sizes = {scan.voxels.shape for scan in scans}
+        if any(scan.unit != "px" for scan in scans):
+            raise DataError(
+                "a scan in mm, where this recipe works on 2D images (PNG, JPEG, TIFF); use a recipe for scans"
+            )
+        if len(sizes) > 1:
+            shown = ", ".join(f"{size[0]} x {size[1]}" for size in sorted(sizes))
+            raise DataError(f"the channels have different sizes, {shown} pixels; export them on the same pixels")
+        grid = self.grid(scans[0].voxels.shape, scans[0].affine)
+        channels = [torch.from_numpy(np.ascontiguousarray(scan.voxels)) for scan in scans]
+        return torch.stack(
+            [self.intensity(resample(channel, grid, antialias=self.antialias)) for channel in channels]
+        ), grid
+
+    def label(self, voxels: NDArray[np.integer], grid: Grid) -> Tensor:
+        """Label map `(X, Y, 1)` on the image's pixels -> `(1, *grid.shape)`, uint8, by nearest neighbor."""
+        return nearest_label(voxels, grid)
+
+
+def nearest_label(voxels: NDArray[np.integer], grid: Grid) -> Tensor:
+    """Label map on the scan's grid `(X, Y, Z)` -> `(1, *grid.shape)`, uint8, by nearest neighbor."""
+    turned = torch.from_numpy(to_working_axes(voxels, grid).astype(np.uint8))
+    for axis, (size, scale) in enumerate(zip(grid.shape, grid.scale, strict=True)):
+        position = (torch.arange(size) * scale).round().long().clamp(max=turned.shape[axis] - 1)
+        turned = turned.index_select(axis, position)
+    return turned[None]
+
+
+def neighbor_slices(volume: Tensor, neighbors: int, chosen: slice = slice(None)) -> Tensor:
+    """Each slice along the last axis with the slices around it as channels; beyond the ends the end slice repeats.
+
+    Args:
+        volume: `(..., C, X, Y, Z)`.
+        neighbors: slices on each side.
+        chosen: which slices; all by default.
+
+    Returns:
+        `(..., C (2 neighbors + 1), X, Y, chosen)`; a channel's slices lie together, from the lowest to the highest.
+    """
+    if neighbors == 0:
+        return volume[..., chosen]
+    middle = torch.arange(volume.shape[-1], device=volume.device)[chosen]
+    steps = range(-neighbors, neighbors + 1)
+    around = [volume[..., (middle + step).clamp(0, volume.shape[-1] - 1)] for step in steps]
+    return torch.stack(around, dim=-4).flatten(-5, -4)
 
 
 def to_working_axes(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:

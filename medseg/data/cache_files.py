@@ -52,7 +52,8 @@ def packed(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 def _packed(value: Any) -> Any:
     if isinstance(value, Tensor) and hasattr(value, "affine"):  # MONAI's MetaTensor
-        return {"tensor": value.as_subclass(Tensor).contiguous(), "affine": torch.as_tensor(value.affine)}
+        # a clone, unlike a contiguous copy, keeps the order in memory that the preparation chose
+        return {"tensor": value.as_subclass(Tensor).clone(), "affine": torch.as_tensor(value.affine)}
     if isinstance(value, Grid):
         arrays = {name: np.asarray(part).tolist() for name, part in vars(value).items()}
         return {"grid": arrays}
@@ -74,7 +75,7 @@ def _unpacked(value: Any) -> Any:
             return MetaTensor(value["tensor"], affine=value["affine"])
         if "array" in value:
             return value["array"].numpy()
-        parts: dict[str, Any] = {name: tuple(part) for name, part in value["grid"].items()}
+        parts: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in value["grid"].items()}
         return Grid(**parts | {name: np.array(parts[name]) for name in ("affine", "scan_affine")})
     return [_unpacked(item) for item in value] if isinstance(value, list) else value
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.data.folds import read_given_fold, set_aside, split_fold
+from medseg.data.images import image_files
+from medseg.data.labeled import with_labeled_regions
 from medseg.data.layouts import CHANNEL_SUFFIX, Sample, case_id_of, read_listing, scan_files
 from medseg.errors import ConfigError, DataError
 from medseg.geometry import grid_difference
-from medseg.reading import SUFFIXES, read_grid, scan_stem
+from medseg.reading import IMAGE_SUFFIXES, SUFFIXES, is_image, read_grid, read_label_grid, scan_stem
 
 __all__ = ["Cases", "Sample", "find_cases", "find_scans"]
 
@@ -38,6 +40,7 @@ def find_cases(
     *,
     channels: Sequence[str],
     labels: Mapping[str, int] | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
     fold: int = 0,
     folds: int = 5,
     seed: int = 0,
@@ -54,6 +57,8 @@ def find_cases(
         dataset_dir: the data set's folder, or its CSV file.
         channels: the recipe's channel names, each of which every case must have.
         labels: the recipe's label values; a name to which the data set gives another value is refused.
+        regions: the recipe's, name -> label values; where a data set says which regions of a case were annotated, any
+            other name is refused.
         fold: which fold validates.
         folds: how many folds.
         seed: of the shuffle.
@@ -63,11 +68,13 @@ def find_cases(
 
     Raises:
         DataError: if the layout is unknown, a file is missing or unpaired, a channel is missing, a label lies on
-            another grid than its image, or a label name has another value than the recipe's.
+            another grid than its image, a label name has another value than the recipe's, or a case or region that
+            was annotated is unknown.
         ConfigError: if fold, folds, the fraction or the pattern do not fit the data set.
     """
     root = Path(dataset_dir)
-    listing = read_listing(root, channels)
+    folder = root if root.is_dir() else root.parent
+    listing = with_labeled_regions(read_listing(root, channels), folder, regions)
     if not listing.labeled:
         raise DataError(f"data set {root.name!r}: no labeled case in it ({listing.layout}); check the folder")
     _check_label_values(listing.labels, labels or {})
@@ -77,7 +84,6 @@ def find_cases(
     patients = _patients(case_ids, listing.patients, patient_pattern)
     held_out = set_aside(case_ids, patients, fraction=held_out_fraction, seed=seed)
     remaining = [case_id for case_id in case_ids if case_id not in held_out]
-    folder = root if root.is_dir() else root.parent
     given = next((folder / name for name in SPLIT_FILES if (folder / name).is_file()), None)
     if given:
         training, validation = read_given_fold(given, case_ids, fold=fold)
@@ -102,11 +108,17 @@ def _check_label_values(found: Mapping[str, int], wanted: Mapping[str, int]) -> 
             )
 
 
-def find_scans(scans: str | Path, *, channels: Sequence[str]) -> list[Sample]:
+def find_scans(scans: str | Path, *, channels: Sequence[str], images: bool = False) -> list[Sample]:
     """Scans to predict: every scan file below a folder, or one file; nothing is read.
 
     Case ids are paths relative to the folder without suffix, with "/". With several channels, `CASE_0000`, `CASE_0001`,
-    ... are one case; a channel whose file is missing keeps its place in the list, so that reading it fails by name.
+    ... are one case; a channel whose file is missing keeps its place in the list, so that reading it fails by name. A
+    2D image is always a case of its own.
+
+    Args:
+        scans: folder or file.
+        channels: the model's.
+        images: look for 2D images (PNG, JPEG, TIFF) instead of scan files.
 
     Raises:
         DataError: if there is no scan, or two files would be the same case.
@@ -116,9 +128,10 @@ def find_scans(scans: str | Path, *, channels: Sequence[str]) -> list[Sample]:
         return _group_scans([root], root.parent, channels)
     if not root.is_dir():
         raise DataError(f"scans {root.name!r}: no such file or folder; check the path")
-    found = scan_files(root, recursive=True)
+    found = image_files(root, recursive=True) if images else scan_files(root, recursive=True)
     if not found:
-        raise DataError(f"scans {root.name!r}: no scan files ({', '.join(SUFFIXES)}) in it; check the path")
+        kind = f"image files ({', '.join(IMAGE_SUFFIXES)})" if images else f"scan files ({', '.join(SUFFIXES)})"
+        raise DataError(f"scans {root.name!r}: no {kind} in it; check the path")
     return _group_scans(found, root, channels)
 
 
@@ -126,7 +139,7 @@ def _group_scans(paths: Sequence[Path], root: Path, channels: Sequence[str]) -> 
     samples: dict[str, Sample] = {}
     for path in paths:
         stem = scan_stem(path)
-        match = CHANNEL_SUFFIX.fullmatch(stem) if len(channels) > 1 else None
+        match = CHANNEL_SUFFIX.fullmatch(stem) if len(channels) > 1 and not is_image(path) else None
         case_id = path.relative_to(root).with_name(match[1] if match else stem).as_posix()
         image: str | list[str] = str(path)
         if match:
@@ -142,6 +155,9 @@ def _check_grids(sample: Sample, channels: Sequence[str]) -> None:
     images = [sample["image"]] if isinstance(sample["image"], str) else sample["image"]
     grids = [read_grid(path) for path in images]  # of every channel, so that a damaged header shows here
     shape, affine = grids[0]
+    if all(is_image(path) for path in images):
+        _check_pixels(sample, channels, [shape for shape, _ in grids])
+        return
     volumes = shape[3] if len(images) == 1 and len(shape) == 4 else len(images)
     if volumes != len(channels) or len(shape) not in (3, 4):
         raise DataError(
@@ -155,6 +171,24 @@ def _check_grids(sample: Sample, channels: Sequence[str]) -> None:
         raise DataError(
             f"case {sample['case_id']!r}: label grid differs from image grid, {difference} "
             f"({label.parent.name}/{label.name}); export the label on the image's grid, or remove the case"
+        )
+
+
+def _check_pixels(sample: Sample, channels: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse an image of other channels than the recipe's, or whose mask has another size."""
+    first = sample["image"] if isinstance(sample["image"], str) else sample["image"][0]
+    found = shapes[0][3] if len(shapes) == 1 and len(shapes[0]) == 4 else len(shapes)
+    if found != len(channels) and len(channels) > 1:  # three equal ones may be gray: seen when pixels are read
+        raise DataError(
+            f"case {sample['case_id']!r}: {found} of the channels {list(channels)} ({Path(first).name}); for gray "
+            'images set `channels` to ["gray"] and `in_channels` to 1, or convert the image'
+        )
+    mask = Path(sample["label"])
+    sizes = [f"{shape[0]} x {shape[1]}" for shape in (read_label_grid(mask)[0], *shapes)]
+    if len(set(sizes)) > 1:
+        raise DataError(
+            f"case {sample['case_id']!r}: the mask {mask.name} has {sizes[0]} pixels, the image "
+            f"{', '.join(sizes[1:])}; export the mask on the image's own pixels, not turned and not scaled"
         )
 
 

@@ -9,6 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
 
+from medseg.data.images import (
+    IMAGE_FOLDER,
+    TEST_FOLDER,
+    TEST_MASK_FOLDERS,
+    by_stem,
+    find_mask_folder,
+    image_files,
+    masks_of,
+)
 from medseg.errors import DataError
 from medseg.reading import SUFFIXES, scan_stem
 
@@ -16,7 +25,7 @@ CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
 FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
 LAYOUTS = (
     "dataset.json (Medical Segmentation Decathlon or nnU-Net raw), cases.csv, volume-N and segmentation-N files "
-    "(LiTS), or folders images and labels"
+    "(LiTS), folders images and labels, or 2D images and masks"
 )
 
 
@@ -31,13 +40,14 @@ class Sample(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout's reader found: cases; patients and label values where the layout names them."""
+    """What a layout's reader found: cases; patients, label values and annotated regions where the layout names them."""
 
     layout: str
     labeled: list[Sample]
     test: list[Sample] = field(default_factory=list)
     patients: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
+    annotated: Mapping[str, Any] = field(default_factory=dict)  # case id -> regions; cases that have all are left out
 
 
 def read_listing(root: Path, channels: Sequence[str]) -> Listing:
@@ -54,13 +64,17 @@ def read_listing(root: Path, channels: Sequence[str]) -> Listing:
             return replace(
                 _read_nnunet(root, description["channel_names"], channels),
                 labels=_label_values(description.get("labels", {})),
+                annotated=description.get("labeled", {}),
             )
         if "training" in description:
             return replace(
                 _read_msd(root, description, channels),
                 labels=_label_values(description.get("labels", {})),
+                annotated=description.get("labeled", {}),
             )
         raise DataError("dataset.json: neither 'training' (MSD) nor 'channel_names' (nnU-Net raw) in it; add one")
+    if image_files(root / IMAGE_FOLDER) and not scan_files(root / IMAGE_FOLDER):
+        return _read_image_folders(root)
     for images, labels in FOLDER_PAIRS:
         if (root / images).is_dir() and (root / labels).is_dir():
             return _read_folders(root, images, labels, channels)
@@ -113,6 +127,24 @@ def _read_folders(root: Path, images: str, labels: str, channels: Sequence[str])
     return Listing(f"folders {images} and {labels}", labeled, test)
 
 
+def _read_image_folders(root: Path) -> Listing:
+    """2D images in images/, masks in masks/ or labels/, paired by file name; test images in imagesTs/."""
+    mask_folder = find_mask_folder(root)
+    if mask_folder is None:
+        raise DataError(f"data set {root.name!r}: images/ but neither masks/ nor labels/ beside it; add the masks")
+    images = by_stem(root / IMAGE_FOLDER)
+    paths = {stem: str(path) for stem, path in images.items()}
+    labeled = _pair(paths, masks_of(images, by_stem(mask_folder)), mask_folder.name)
+    test_images = by_stem(root / TEST_FOLDER)
+    test_masks = masks_of(test_images, by_stem(find_mask_folder(root, TEST_MASK_FOLDERS) or root / "none"))
+    test = [
+        Sample(image=str(path), case_id=stem)
+        | (Sample(label=str(test_masks[stem])) if stem in test_masks else Sample())
+        for stem, path in sorted(test_images.items())
+    ]
+    return Listing(f"images and {mask_folder.name}", labeled, test)
+
+
 def _read_lits(root: Path, channels: Sequence[str]) -> Listing:
     """LiTS: volume-N beside segmentation-N, in the folder or its batches; test-volume-N has no label."""
     kinds: dict[str, dict[str, Path]] = {"volume-": {}, "segmentation-": {}, "test-volume-": {}}
@@ -130,7 +162,10 @@ def _read_lits(root: Path, channels: Sequence[str]) -> Listing:
 
 
 def _read_csv(path: Path, channels: Sequence[str]) -> Listing:
-    """CSV: case_id, image (image_2, ... or a column a channel), label, perhaps patient; paths from its folder."""
+    """CSV: case_id, image (image_2, ... or a column a channel), label; paths from its folder.
+
+    Perhaps patient, and labeled (annotated regions with ";" between; empty: all).
+    """
     with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: Excel writes a byte order mark
         table = csv.DictReader(file)
         rows = list(table)
@@ -141,7 +176,7 @@ def _read_csv(path: Path, channels: Sequence[str]) -> Listing:
         if column not in present:
             channel = f" for channel {channels[columns.index(column)]!r}" if column in columns else ""
             raise DataError(f"{path.name}: no column '{column}'{channel}, it has {', '.join(present)}; add it")
-    labeled, patients = [], {}
+    labeled, patients, annotated = [], {}, {}
     for row in rows:
         empty = [column for column in ("case_id", *columns, "label") if not row[column]]
         if empty:
@@ -151,7 +186,9 @@ def _read_csv(path: Path, channels: Sequence[str]) -> Listing:
         labeled.append(Sample(image=sample["image"], label=sample["label"], case_id=row["case_id"]))
         if "patient" in present:
             patients[row["case_id"]] = row["patient"] or row["case_id"]
-    return Listing(f"CSV {path.name}", _unique(labeled), patients=patients)
+        if names := [name.strip() for name in (row.get("labeled") or "").split(";") if name.strip()]:
+            annotated[row["case_id"]] = names
+    return Listing(f"CSV {path.name}", _unique(labeled), patients=patients, annotated=annotated)
 
 
 def _channel_order(names: Mapping[str, str], channels: Sequence[str], where: str) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medseg.bundle import Bundle
 from medseg.crf import ScanRule, clean_up
 from medseg.postprocessing import CleanupRule, logits_to_label
-from medseg.preprocessing import ScanToGrid
+from medseg.preprocessing import ImageToGrid, ScanToGrid
 from medseg.reading import Scan
 
 Inferer = Callable[[Tensor, nn.Module], Tensor]
@@ -32,7 +32,7 @@ class Predictor:
         self,
         network: nn.Module,
         *,
-        scan_to_grid: ScanToGrid,
+        scan_to_grid: ScanToGrid | ImageToGrid,
         inferer: Inferer,
         cleanup: Sequence[CleanupRule | ScanRule] = (),
         device: str = "cpu",

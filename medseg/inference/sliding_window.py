@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from medseg.errors import ConfigError
+from medseg.preprocessing import neighbor_slices
 
 Blend = Literal["gaussian", "constant"]
 Precision = Literal["float32", "bfloat16"]
 Window = tuple[EllipsisType | slice, ...]  # `...`, then one slice a spatial axis
 
 SIGMA = 0.125  # of the Gaussian, in window lengths
+SLICES_AT_ONCE = 32  # with neighbors
 LOWEST_WEIGHT = 1e-3  # a voxel that only window corners see must not be divided by nearly nothing
 
 
@@ -110,10 +112,17 @@ class SliceBySlice:
 
     Args:
         inferer: 2D inferer; the slices are its batch.
+        neighbors: slices on each side that the network sees as further channels, as in training; beyond the ends of the
+            volume the end slice repeats.
+
+    Raises:
+        ConfigError: if `neighbors` is negative.
     """
 
-    def __init__(self, inferer: SlidingWindow) -> None:
-        self.inferer = inferer
+    def __init__(self, inferer: SlidingWindow, *, neighbors: int = 0) -> None:
+        if neighbors < 0:
+            raise ConfigError(f"SliceBySlice: neighbors is {neighbors}; use 0 or more slices on each side")
+        self.inferer, self.neighbors = inferer, neighbors
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Volume `(B, C, X, Y, Z)` -> logits `(B, K, X, Y, Z)`, float32.
@@ -123,9 +132,15 @@ class SliceBySlice:
         """
         if inputs.ndim != 5:
             raise ValueError(f"image is {list(inputs.shape)}; slice by slice needs a volume (B, C, X, Y, Z)")
-        slices = inputs.as_subclass(Tensor).movedim(-1, 1)
-        logits = self.inferer(slices.flatten(0, 1), network, *args, **kwargs)
-        return logits.view(*slices.shape[:2], *logits.shape[1:]).movedim(1, -1)
+        volume = inputs.as_subclass(Tensor)
+        depth = volume.shape[-1]
+        step = SLICES_AT_ONCE if self.neighbors else depth  # every slice is there several times
+        slabs = []
+        for first in range(0, depth, step):
+            slab = neighbor_slices(volume, self.neighbors, slice(first, first + step)).movedim(-1, 1)
+            logits = self.inferer(slab.flatten(0, 1), network, *args, **kwargs)
+            slabs.append(logits.view(*slab.shape[:2], *logits.shape[1:]))
+        return (torch.cat(slabs, dim=1) if len(slabs) > 1 else slabs[0]).movedim(1, -1)
 
 
 def starts(size: int, patch: int, overlap: float) -> list[int]:

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from medseg.crf import ScanRule, clean_up
 from medseg.postprocessing import CleanupRule, logits_to_label
-from medseg.preprocessing import ScanToGrid
+from medseg.preprocessing import ImageToGrid, ScanToGrid
 
 
 class ScanToGridd(Transform):
@@ -24,7 +24,7 @@ class ScanToGridd(Transform):
             at them; takes their memory in every cached case.
     """
 
-    def __init__(self, scan_to_grid: ScanToGrid, label: str = "grid", *, keep_scan: bool = False) -> None:
+    def __init__(self, scan_to_grid: ScanToGrid | ImageToGrid, label: str = "grid", *, keep_scan: bool = False) -> None:
         if label not in ("grid", "scan"):
             raise ValueError(f'label is "grid" or "scan", got {label!r}.')
         self.scan_to_grid, self.label_on, self.keep_scan = scan_to_grid, label, keep_scan

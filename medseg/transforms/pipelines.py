@@ -13,24 +13,30 @@ from monai.transforms import (
     Transform,
 )
 
-from medseg.preprocessing import ScanToGrid
+from medseg.preprocessing import ImageToGrid, ScanToGrid
+from medseg.reading import MaskCode
 from medseg.transforms.grid import PadToPatchd, ScanToGridd
 from medseg.transforms.partial import CLASSES_KEY, LowestClassd, Merger, MergeUnlabeledd
 from medseg.transforms.reading import ReadCased
-from medseg.transforms.slices import AxialSliced
+from medseg.transforms.slices import AxialSliced, RepeatEndSlicesd, SliceMajord
 
 COORDINATES_PER_CLASS = 20_000  # enough to sample evenly from; bounds the memory of a cached case
 
 
 def whole_cases(
-    scan_to_grid: ScanToGrid, channels: Sequence[str], labels: Mapping[str, int], *, ignore_label: int
+    scan_to_grid: ScanToGrid | ImageToGrid,
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    *,
+    ignore_label: int,
+    masks: MaskCode | None = None,
 ) -> Compose:
     """Sample -> image `(C, R, A, S)` on the working grid, label `(1, X, Y, Z)` on the scan's own grid."""
-    return Compose([ReadCased(channels, labels, ignore_label), ScanToGridd(scan_to_grid, label="scan")])
+    return Compose([ReadCased(channels, labels, ignore_label, masks), ScanToGridd(scan_to_grid, label="scan")])
 
 
 def training_patches(
-    scan_to_grid: ScanToGrid,
+    scan_to_grid: ScanToGrid | ImageToGrid,
     channels: Sequence[str],
     labels: Mapping[str, int],
     *,
@@ -40,32 +46,39 @@ def training_patches(
     augmentation: Sequence[Transform],
     ignore_label: int,
     partial_labels: Merger | None = None,
+    masks: MaskCode | None = None,
+    neighbors: int = 0,
 ) -> Compose:
     """Sample -> list of augmented patches `(C, *patch_size)` with labels `(1, *patch_size)`.
 
     Everything before the crop is deterministic, so a caching data set computes it once. A patch centers on a voxel of
     a class drawn by `class_ratios` (background first); a case without that class is sampled from its other classes.
-    A two-element `patch_size` gives axial slices. In cases that were annotated in part, `partial_labels` (a
-    `medseg.data.PartialLabels`) says what the label becomes; a merged value is drawn as its lowest class.
+    A two-element `patch_size` gives axial slices, with `neighbors` slices on each side as further channels. In cases
+    that were annotated in part, `partial_labels` (a `medseg.data.PartialLabels`) says what the label becomes; a merged
+    value is drawn as its lowest class.
     """
-    volume_patch = [*patch_size, 1] if len(patch_size) == 2 else list(patch_size)
+    sliced = len(patch_size) == 2
+    smallest = [*patch_size, 1] if sliced else list(patch_size)
+    crop = [*patch_size, 2 * neighbors + 1] if sliced else list(patch_size)
     keys = ("image", "label")
     merged = partial_labels.merged if partial_labels else {}
     classes_key = CLASSES_KEY if merged else "label"
     indices_key = f"{classes_key}_cls_indices"
     return Compose(
         [
-            ReadCased(channels, labels, ignore_label),
+            ReadCased(channels, labels, ignore_label, masks),
             MergeUnlabeledd(partial_labels),
             ScanToGridd(scan_to_grid),
-            PadToPatchd(volume_patch, ignore_label),
+            PadToPatchd(smallest, ignore_label),
+            *([RepeatEndSlicesd(neighbors, ignore_label)] if sliced and neighbors else []),
+            *([SliceMajord(keys)] if sliced else []),
             *([LowestClassd(merged)] if merged else []),
             ClassesToIndicesd(classes_key, num_classes=len(class_ratios), max_samples_per_class=COORDINATES_PER_CLASS),
             SelectItemsd((*keys, indices_key)),
             RandCropByLabelClassesd(
                 keys,
                 label_key="label",
-                spatial_size=volume_patch,
+                spatial_size=crop,
                 ratios=list(class_ratios),
                 num_classes=len(class_ratios),
                 num_samples=patches_per_case,
@@ -73,7 +86,7 @@ def training_patches(
                 warn=False,
             ),
             DeleteItemsd(indices_key),
-            *([AxialSliced(keys)] if len(patch_size) == 2 else []),
+            *([AxialSliced(neighbors)] if sliced else []),
             *augmentation,
             EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),
         ]

@@ -8,7 +8,7 @@ from monai.transforms import Transform
 
 from medseg.errors import DataError
 from medseg.geometry import grid_difference
-from medseg.reading import Scan, read_channels, read_label
+from medseg.reading import MaskCode, Scan, read_channels, read_label
 
 
 class ReadCased(Transform):
@@ -18,11 +18,19 @@ class ReadCased(Transform):
         channels: names of the channels, in order.
         labels: name -> value; any other value in a label is refused.
         ignore_label: a further value that marks voxels nobody annotated.
+        masks: what the values of mask files mean, where labels are such.
     """
 
-    def __init__(self, channels: Sequence[str], labels: Mapping[str, int], ignore_label: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[str],
+        labels: Mapping[str, int],
+        ignore_label: int,
+        masks: MaskCode | None = None,
+    ) -> None:
         self.channels = tuple(channels)
         self.allowed = {*labels.values(), ignore_label}
+        self.masks = masks
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Sample with paths -> sample with scans.
@@ -39,7 +47,7 @@ class ReadCased(Transform):
         return sample
 
     def _checked_label(self, path: str, image: Scan) -> Scan:
-        label = read_label(path)
+        label = read_label(path, self.masks)
         difference = grid_difference(image.voxels.shape, image.affine, label.voxels.shape, label.affine)
         if difference:
             raise DataError(f"the label lies on another grid than the image ({difference}); re-export it on that grid.")
