@@ -21,7 +21,16 @@ NARROW = {
     "fcn32s": ("FCN", {"variant": "32s", "widths": WIDTHS, "fc_width": 8, "fc_kernel_size": 3, "norm": "batch"}),
     "fcn_resnet": ("FCN", {**RESNET, "auxiliary_head": True}),
     "unet": ("UNet", {"widths": WIDTHS, "deep_supervision": True}),
-    "unet_2015": ("UNet", {"widths": WIDTHS[:3], "padding": "valid", "downsampling": "max_pool", "upsampling": "transposed", "norm": None}),
+    "unet_2015": (
+        "UNet",
+        {
+            "widths": WIDTHS[:3],
+            "padding": "valid",
+            "downsampling": "max_pool",
+            "upsampling": "transposed",
+            "norm": None,
+        },
+    ),
     "unet_residual": ("UNet", {"widths": WIDTHS, "residual": True, "graph_reasoning": True}),
     "unet_resnet": ("UNet", {**RESNET, "decoder_widths": WIDTHS}),
     "segnet": ("SegNet", {"widths": WIDTHS}),
@@ -98,7 +107,7 @@ def test_extra_heads_come_only_when_training_or_asked_for(name, spatial_dims):
     asked = getattr(networks, class_name)(spatial_dims, 1, 3, return_heads=True, **settings).eval()
     image = torch.randn(2, 1, *size)
     assert len(network.train()(image)) > 1
-    main, *extra = asked(image)
+    _, *extra = asked(image)
     assert extra
     assert all(head.shape[:2] == (2, 3) for head in extra)
     asked.load_state_dict(network.state_dict())

@@ -1,7 +1,7 @@
 """Parameters of the published configurations, exactly; built without memory on the meta device.
 
-`left_out`: biases of convolutions that a norm follows, which the norm cancels; some of the published networks have them,
-ours do not, and they are counted from the published network by hand in the comment beside.
+`left_out`: biases of convolutions that a norm follows, which the norm cancels; some of the published networks have
+them, ours do not, and they are counted from the published network by hand in the comment beside.
 """
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from medseg import networks
 
 UNET_2015 = {"padding": "valid", "downsampling": "max_pool", "upsampling": "transposed", "norm": None}
+TORCHVISION = {"multi_grid": None, "head_convs": 1, "auxiliary_head": True, "dilation": "torchvision"}
 UNET_2016 = {"norm": "batch", "widening": "last", "downsampling": "max_pool", "upsampling": "transposed"}
 UNET_2016_BIASES = 2336  # encoder: 32 + 2 * 64 + 2 * 128 + 2 * 256 + 512; decoder: 2 * (256 + 128 + 64)
 UNETPP_BIASES = 3648  # two convolutions a node: 2 * (5 * 32 + 4 * 64 + 3 * 128 + 2 * 256 + 512)
@@ -44,13 +45,11 @@ PUBLISHED = {
     "DeepLab v3 ResNet-101": ("DeepLabV3", 2, 3, 21, {"multi_grid": (1, 2, 4)}, 58_040_661, 0),
     "DeepLab v3+ ResNet-101": ("DeepLabV3Plus", 2, 3, 21, {"multi_grid": (1, 2, 4)}, 59_344_309, 0),
     "DeepLab v3 ResNet-50, torchvision": (
-        "DeepLabV3", 2, 3, 21,
-        {"encoder": "resnet50", "multi_grid": None, "head_convs": 1, "auxiliary_head": True, "dilation": "torchvision"},
+        "DeepLabV3", 2, 3, 21, {"encoder": "resnet50", **TORCHVISION},
         42_004_074, 0,
     ),
     "DeepLab v3 ResNet-101, torchvision": (
-        "DeepLabV3", 2, 3, 21,
-        {"encoder": "resnet101", "multi_grid": None, "head_convs": 1, "auxiliary_head": True, "dilation": "torchvision"},
+        "DeepLabV3", 2, 3, 21, {"encoder": "resnet101", **TORCHVISION},
         60_996_202, 0,
     ),
     "PSPNet-50": ("PSPNet", 2, 3, 21, {"auxiliary_head": True}, 49_081_578, 0),
