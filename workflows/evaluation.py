@@ -30,6 +30,7 @@ from workflows.experiment import Experiment
 logger = logging.getLogger(__name__)
 
 KEY_METRIC = "mean_dice"
+PANELS = ("loss", "dice", "learning_rate")  # of the picture of curves
 OVERLAP = ("dice", "iou", "pred_ml", "reference_ml")  # columns of the case table, for each region
 
 
@@ -236,11 +237,12 @@ def training_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> dict[
     >>> training_curves({"train_loss": [(1, 0.7), (2, 0.5)], "held_out_liver_dice": [(2, 0.9)]})
     {'loss/train_loss': [(1, 0.7), (2, 0.5)]}
     """
+    panels = {name: next((panel for panel in PANELS if panel in name), None) for name in history}  # the first that fits
     return {
-        f"{panel}/{name}": values
-        for panel in ("loss", "dice", "learning_rate")
-        for name, values in history.items()
-        if panel in name and len(values) > 1
+        f"{panel}/{name}": history[name]
+        for panel in PANELS
+        for name in history
+        if panels[name] == panel and len(history[name]) > 1
     }
 
 
