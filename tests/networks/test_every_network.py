@@ -24,7 +24,7 @@ NARROW = {
     "unet_2015": (
         "UNet",
         {
-            "widths": WIDTHS[:3],
+            "widths": (8, 8, 12),
             "padding": "valid",
             "downsampling": "max_pool",
             "upsampling": "transposed",
