@@ -10,7 +10,7 @@ from typing import Any
 
 from medseg.tracking.journal import FOLDER, Journal, Record
 from medseg.tracking.model import register
-from medseg.tracking.store import failures, first_line, is_refusal
+from medseg.tracking.store import failures, first_line, is_refusal, time_for
 from medseg.writing import aside
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Outbox:
         self._position = folder / FOLDER / "sent.json"
         self._sent, self._files_left = self._read_position()
         self._again_at = 0.0
-        self._failing, self._files_fail = False, False
+        self._failing, self._files_fail, self._disk_fails = False, False, False
         self._noted: dict[str, Any] = {self.run_id: {"bytes": self._sent, "files_left": list(self._files_left)}}
         self.tried_at = time.monotonic()
 
@@ -46,7 +46,11 @@ class Outbox:
         try:
             self.journal.append(record)
         except OSError as error:
-            logger.warning("the run's record cannot be written (%s); the run goes on", first_line(error))
+            if not self._disk_fails:
+                logger.warning("the run's record cannot be written (%s); the run goes on", first_line(error))
+            self._disk_fails = True
+        else:
+            self._disk_fails = False
 
     def send(self, *, now: bool = False) -> bool:
         """Send what MLflow does not have yet; whether it has everything then.
@@ -130,7 +134,8 @@ class Outbox:
             return
         if not self._files_fail:
             try:
-                self.client.log_artifact(self.run_id, str(path), record["to"])
+                with time_for(path.stat().st_size):
+                    self.client.log_artifact(self.run_id, str(path), record["to"])
                 return
             except Exception as error:  # each kind of artifact store has errors of its own
                 self._files_fail = True

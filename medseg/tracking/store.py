@@ -17,11 +17,12 @@ from medseg.errors import ConfigError
 from medseg.tracking.wording import without_folders
 from medseg.writing import aside
 
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # MLflow reads it at each call
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default in MLflow; read again at each event, so a late setting counts
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's 7 tries at a dead server hold a training up for minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    TIMEOUT: "5",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # may hold a password
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
@@ -173,6 +174,17 @@ def _ask(uri: str, reasons: list[str]) -> None:
         reasons.clear()
     except (OSError, ValueError, http.client.HTTPException) as error:
         reasons.append(first_line(error))
+
+
+@contextmanager
+def time_for(size: int) -> Iterator[None]:
+    """Let a server take a second longer for each megabyte: it may store a file elsewhere before it answers."""
+    usual = os.environ.get(TIMEOUT, ENVIRONMENT[TIMEOUT])
+    os.environ[TIMEOUT] = str(int(usual) + size // 1_000_000)
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = usual
 
 
 def failures() -> tuple[type[Exception], ...]:

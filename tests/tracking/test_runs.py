@@ -324,6 +324,18 @@ def test_figures_do_not_wait_for_files_that_are_not_taken(runs_dir, run, monkeyp
     assert artifact(runs_dir, run, "second.csv").read_text() == "a\n2\n"
 
 
+def test_server_has_longer_for_a_large_file_only(run, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        run._outbox.client, "log_artifact", lambda *_: given.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+    )
+    (run.folder / "model.pt").write_bytes(bytes(30_000_000))
+    run.log_file(run.folder / "model.pt")
+    run.log_table([{"a": 1}], "cases")
+    assert given == ["35", "5"]
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+
+
 def test_resumed_run_is_the_same_and_running_without_its_error(runs_dir, run):
     run.log_metrics({"loss": 1.0}, step=0)
     run.finish("FAILED", error="case 'a' is gone")
