@@ -23,6 +23,7 @@ class ServedBundle:
     def __init__(self, path: str) -> None:
         bundle = open_bundle(path)
         self.network, self.inferer = bundle.network(), bundle.build("inferer")
+        self.activation = bundle.activation
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> "NDArray[np.float32]":
         """Images `(B, C, *spatial)` on the network's grid, preprocessed -> probabilities `(B, out, *spatial)`.
@@ -36,5 +37,6 @@ class ServedBundle:
         images = torch.as_tensor(model_input["image"] if isinstance(model_input, dict) else model_input)
         with torch.inference_mode():
             logits = [self.inferer(image[None], self.network) for image in images]
-        probabilities: NDArray[np.float32] = torch.cat(logits).float().softmax(dim=1).numpy()
-        return probabilities
+        stacked = torch.cat(logits).float()
+        probabilities = stacked.sigmoid() if self.activation == "sigmoid" else stacked.softmax(dim=1)
+        return probabilities.numpy()

@@ -12,7 +12,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundlePropertyConfig
 
-from medseg.data_half import DATA_HALF, problems
+from medseg.data_half import DATA_HALF, class_count, problems
 
 # Names that mean something though no `@` leads to them: the data half, MONAI's properties, and what is read by name.
 PROPERTY_IDS = {
@@ -54,7 +54,9 @@ def recipe_problems(
 
 def _wrong_class_lists(recipe: Mapping[str, Any]) -> Iterator[str]:
     """Lists that need one entry a class, background included."""
-    classes = recipe.get("out_channels")
+    classes, labels = recipe.get("out_channels"), recipe.get("labels")
+    if recipe.get("activation") == "sigmoid" and isinstance(labels, Mapping):  # its channels are regions
+        classes = class_count(labels, recipe.get("ignore_label"))
     for id in ("class_ratios", "class_weights"):
         content = recipe.get(id)
         if isinstance(content, list) and isinstance(classes, int) and len(content) != classes:

@@ -9,7 +9,7 @@ from monai.transforms import Transform
 from torch.nn.functional import pad
 
 from medseg.crf import ScanRule, clean_up
-from medseg.postprocessing import CleanupRule, logits_to_label
+from medseg.postprocessing import CleanupRule, label_maker
 from medseg.preprocessing import ImageToGrid, ScanToGrid
 
 
@@ -72,10 +72,21 @@ class LogitsToLabeld(Transform):
 
     Args:
         cleanup: the recipe's clean-up rules, in order.
+        activation: `"softmax"` if the logits are one channel a class, `"sigmoid"` if they are one a region.
+        regions: the recipe's, name -> label values; a sigmoid needs them.
+
+    Raises:
+        ConfigError: if there is no such activation, or the regions cannot be painted one over the other.
     """
 
-    def __init__(self, cleanup: Sequence[CleanupRule | ScanRule] = ()) -> None:
-        self.cleanup = tuple(cleanup)
+    def __init__(
+        self,
+        cleanup: Sequence[CleanupRule | ScanRule] = (),
+        *,
+        activation: str = "softmax",
+        regions: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self.cleanup, self.to_label = tuple(cleanup), label_maker(activation, regions or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Sample with logits and `grid`, and `scan` `(1, 1, X, Y, Z)` if a rule needs it -> sample with labels.
@@ -84,7 +95,7 @@ class LogitsToLabeld(Transform):
             ConfigError: if a rule needs the scan and the sample does not have it.
         """
         grid = data["grid"]
-        label = logits_to_label(torch.as_tensor(data["pred"])[0], grid)
+        label = self.to_label(torch.as_tensor(data["pred"])[0], grid)
         scan = torch.as_tensor(data["scan"])[0, 0].cpu().numpy() if "scan" in data else None
         label = clean_up(label, grid.scan_affine, self.cleanup, scan)
         return {**data, "pred": torch.from_numpy(label)[None, None]}
