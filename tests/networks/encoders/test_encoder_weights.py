@@ -125,6 +125,17 @@ def test_what_does_not_fit_is_said_once_without_folders(tmp_path, caplog):
     assert torch.equal(encoder.bn1.weight, torch.ones(4))
 
 
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_either_fault_is_a_warning(change, tmp_path, caplog):
+    state = narrow_resnet(2).state_dict()
+    if change == "missing":
+        del state["bn1.weight"]
+    else:
+        state["extra.weight"] = torch.ones(1)
+    load_weights(narrow_resnet(2), saved(state, tmp_path / "weights.pth"))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
 def test_a_file_that_fits_is_no_warning(tmp_path, caplog):
     path = saved(narrow_resnet(2).state_dict(), tmp_path / "weights.pth")
     with caplog.at_level(logging.INFO, logger="medseg"):
