@@ -78,3 +78,17 @@ def test_value_outside_the_recipe_is_refused_unless_ignored(samples, tmp_path, v
     with pytest.raises(DataError, match=message):
         count_labels(samples, 3)
     assert sum(count_labels(samples, 3, ignore_label=value)) == VALUES.size - 2
+
+
+def test_fingerprint_shows_which_regions_were_annotated(samples):
+    whole = fingerprint(samples)
+    partial = fingerprint([samples[0] | {"labeled": ["tumor", "liver"]}, samples[1]])
+    assert partial["sha256"] != whole["sha256"]
+    assert partial["files"] == whole["files"]
+    assert partial == fingerprint([samples[1], samples[0] | {"labeled": ["liver", "tumor"]}])
+    assert partial != fingerprint([samples[0] | {"labeled": ["tumor"]}, samples[1]])
+
+
+def test_a_case_that_is_annotated_in_part_counts_with_the_values_in_its_file(samples):
+    expected = [int((value == VALUES).sum()) for value in range(3)]
+    assert count_labels([samples[0] | {"labeled": ["tumor"]}, samples[1]], 3) == expected

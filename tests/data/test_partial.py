@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from medseg.data import Cases, PartialLabels
 from medseg.data.partial import merge_unlabeled, merged_values
 from medseg.errors import ConfigError, DataError
 
@@ -90,3 +91,26 @@ def test_a_value_that_is_no_class_is_refused(value: int) -> None:
 def test_a_combination_without_a_value_is_refused() -> None:
     with pytest.raises(DataError, match=r"labeled \['tumor'\] leaves the classes \[0, 1\] open"):
         merge_unlabeled(np.array([0, 2]), LABELS, REGIONS, ["tumor"], merged_values={253: [1, 2]})
+
+
+def test_a_data_set_has_one_table_whatever_the_fold() -> None:
+    first: Cases = Cases([{"labeled": ["tumor"]}, {}], [{"labeled": ["liver"]}], [], "MSD")
+    second = Cases(first.validation, first.training, [], "MSD")
+    assert PartialLabels(first, LABELS, REGIONS).merged == PartialLabels(second, LABELS, REGIONS).merged == MERGED
+
+
+def test_only_what_occurs_has_a_value() -> None:
+    partial_labels = PartialLabels(Cases([{"labeled": ["tumor"]}], [], [{}], "MSD"), LABELS, REGIONS)
+    assert partial_labels.merged == {254: [0, 1]}
+    assert partial_labels(np.array([0, 1, 2], np.int16), ["tumor"]).tolist() == [254, 254, 2]
+
+
+def test_a_data_set_with_all_regions_has_no_merged_values() -> None:
+    assert PartialLabels(Cases([{}], [{}], [], "MSD"), LABELS, REGIONS, ignore_label=255).merged == {}
+
+
+def test_a_data_set_leaves_the_ignored_value_alone() -> None:
+    cases = Cases([{"labeled": ["tumor"]}], [], [], "MSD")
+    partial_labels = PartialLabels(cases, LABELS, REGIONS, ignore_label=254)
+    assert partial_labels.merged == {253: [0, 1]}
+    assert partial_labels(np.array([0, 254], np.uint8), ["tumor"]).tolist() == [253, 254]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from medseg.metrics import confusion, mean_over_cases, region_overlap
+from medseg.metrics import confusion, count_cases, mean_over_cases, region_overlap
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
 SHAPE = (7, 5, 4)
@@ -127,3 +127,15 @@ def test_values_beyond_the_classes_are_refused(maps):
         confusion(pred, label, 3)
     with pytest.raises(ValueError, match="pred has value 5; expected 0 to 2"):
         confusion(label, pred, 3)
+
+
+def test_a_case_in_which_the_region_was_not_annotated_does_not_count():
+    rows = [
+        {"liver": {"dice": 0.9, "reference_ml": 1000.0}},
+        {"liver": {"dice": 0.7, "reference_ml": 900.0}, "tumor": {"dice": 0.4, "reference_ml": 2.0}},
+        {"tumor": {"dice": 0.6, "reference_ml": 3.0}},
+        {"tumor": {"dice": 0.0, "reference_ml": 0.0}},
+    ]
+    assert mean_over_cases(rows, "tumor", "dice") == pytest.approx(0.5)
+    assert mean_over_cases(rows, "liver", "dice") == pytest.approx(0.8)
+    assert [count_cases(rows, region) for region in ("liver", "tumor", "kidney")] == [2, 2, 0]

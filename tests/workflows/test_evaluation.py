@@ -9,7 +9,7 @@ from medseg.data import Cases
 from workflows.evaluation import CaseTable, PackedLabels, labeled_cases, one_case, training_curves
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
-GRID = SimpleNamespace(scan_affine=np.diag([2.0, 2.0, 5.0, 1.0]))  # 0.02 mL a voxel
+GRID = SimpleNamespace(scan_affine=np.diag([2.0, 2.0, 5.0, 1.0]), unit="mm")  # 0.02 mL a voxel
 
 
 def labels(*values: int) -> torch.Tensor:
@@ -33,6 +33,36 @@ def test_a_row_holds_dice_iou_and_volumes_of_every_region() -> None:
     assert row["tumor_iou"] == pytest.approx(1 / 2)
     assert row["liver_reference_ml"] == pytest.approx(0.06)
     assert row["tumor_pred_ml"] == pytest.approx(0.02)
+
+
+def test_a_region_that_was_not_annotated_is_not_judged() -> None:
+    table = CaseTable(REGIONS)
+    table.update(("a", labels(0, 1, 1, 2), labels(0, 0, 2, 2), GRID, ["tumor"]))
+    table.update(("b", labels(0, 1, 1, 2), labels(0, 1, 1, 1), GRID, ["liver"]))
+    table.update(("c", labels(0, 0, 1, 2), labels(0, 1, 1, 2), GRID))
+    assert table.rows[0]["tumor_dice"] == pytest.approx(2 / 3)
+    assert {value for name, value in table.rows[0].items() if name.startswith("liver_")} == {None}
+    assert {value for name, value in table.rows[1].items() if name.startswith("tumor_")} == {None}
+    assert {tuple(row) for row in table.rows} == {tuple(table.rows[2])}
+    means = table.means()
+    assert means["tumor_dice"] == pytest.approx((2 / 3 + 1) / 2)
+    assert means["liver_dice"] == pytest.approx((1 + 0.8) / 2)
+    assert (means["liver_n"], means["tumor_n"]) == (2, 2)
+
+
+def test_a_batch_says_which_regions_were_annotated() -> None:
+    table = CaseTable(REGIONS)
+    output = {"pred": labels(0, 1, 2), "label": labels(0, 0, 2)}
+    for batch in ({"case_id": "a", "labeled": ["tumor"]}, {"case_id": "b"}):
+        table.iteration_completed(SimpleNamespace(state=SimpleNamespace(batch=batch | {"grid": GRID}, output=output)))
+    assert [row["liver_dice"] for row in table.rows] == [None, pytest.approx(2 / 3)]
+
+
+def test_the_mean_counts_the_cases_that_have_the_region() -> None:
+    table = CaseTable(REGIONS)
+    table.update(("a", labels(1, 2), labels(1, 1), GRID))
+    table.update(("b", labels(1, 2), labels(1, 2), GRID))
+    assert (table.means()["liver_n"], table.means()["tumor_n"]) == (2, 1)
 
 
 def test_ignored_voxels_are_not_judged() -> None:
