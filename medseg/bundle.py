@@ -8,12 +8,12 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata as installed
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from medseg import __version__, data_half
@@ -72,6 +72,16 @@ class Bundle:
     def channels(self) -> list[str]:
         """Names of the channels of a case, in order."""
         return self._literal("channels")
+
+    @property
+    def unit(self) -> Literal["mm", "px"]:
+        """Unit of lengths: "px" for a model of 2D images, which have no mm."""
+        return "px" if data_half.in_pixels({"scan_to_grid": self._literal("scan_to_grid")}) else "mm"
+
+    @cached_property
+    def activation(self) -> str:
+        """What makes probabilities of the network's logits: `"softmax"` over classes, or `"sigmoid"`, one a region."""
+        return self._literal("activation") if "activation" in self.recipe else "softmax"
 
     @property
     def precision(self) -> str:
@@ -259,15 +269,29 @@ def _data_format(half: Mapping[str, Any]) -> dict[str, Any]:
         "format": "hounsfield" if is_ct else "magnitude",
         "num_channels": half["in_channels"],
         "value_range": [0, 1] if is_ct else [],
-        "channel_def": {str(index): channel for index, channel in enumerate(half["channels"])},
+        "channel_def": {str(index): channel for index, channel in enumerate(_channel_names(half))},
     }
     pred = {
         "format": "segmentation",
         "num_channels": half["out_channels"],
         "value_range": [],  # logits
-        "channel_def": {str(value): label for label, value in half["labels"].items() if value < half["out_channels"]},
+        "channel_def": {str(index): name for index, name in _outputs(half) if index < half["out_channels"]},
     }
     return {"inputs": {"image": {**tensor, **image}}, "outputs": {"pred": {**tensor, **pred}}}
+
+
+def _channel_names(half: Mapping[str, Any]) -> list[str]:
+    """What each input channel of the network is: a channel, or one of its slices, such as "ct -1"."""
+    around = half.get("neighbors", 0)
+    steps = range(-around, around + 1)
+    return [f"{channel} {step:+d}" if step else channel for channel in half["channels"] for step in steps]
+
+
+def _outputs(half: Mapping[str, Any]) -> Iterable[tuple[int, str]]:
+    """Index and name of each output channel: the classes, or with a sigmoid the regions."""
+    if half.get("activation") == "sigmoid":
+        return enumerate(half["regions"])
+    return ((value, label) for label, value in half["labels"].items())
 
 
 def without_absolute_paths(content: Any) -> Any:

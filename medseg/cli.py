@@ -97,7 +97,9 @@ def train(
 
 @app.command()
 def predict(
-    scans: Annotated[Path, typer.Argument(metavar="SCANS", help="Folder of scans (NIfTI, NRRD, MHA), or one scan.")],
+    scans: Annotated[
+        Path, typer.Argument(metavar="SCANS", help="Folder of scans (NIfTI, NRRD, MHA) or images, or one.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for masks and report.csv.")],
     model: Annotated[str, typer.Option(help="Bundle folder, its zip, run folder, or MLflow run id.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -114,7 +116,7 @@ def predict(
     from medseg.data import find_scans
 
     bundle = open_bundle(model)
-    samples = find_scans(scans, channels=bundle.channels)
+    samples = find_scans(scans, channels=bundle.channels, images=bundle.unit == "px")
     from medseg.doctor import choose_device
     from medseg.inference import predict_folder
 

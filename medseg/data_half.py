@@ -20,9 +20,11 @@ DATA_HALF = (
     "spatial_dims",
     "in_channels",
     "out_channels",
+    "activation",
     "spacing_mm",
     "intensity",
     "patch_size",
+    "neighbors",
     "network_def",
     "scan_to_grid",
     "inferer",
@@ -109,16 +111,8 @@ def contradictions(half: Recipe) -> list[str]:
     if not isinstance(channels, list):
         return [f"channels: must be a list of names, got {channels!r}"]
     found = [f"labels: {clash}; give each name its own value" for clash in _clashes(labels)]
-    if channels and half.get("in_channels", len(channels)) != len(channels):
-        found.append(
-            f"in_channels: is {half['in_channels']}, but channels names {len(channels)} ({', '.join(channels)}); "
-            "make them agree"
-        )
-    classes = 1 + max((value for value in labels.values() if value != half.get("ignore_label")), default=-1)
-    if labels and half.get("out_channels", classes) != classes:
-        found.append(
-            f"out_channels: is {half['out_channels']}, but the labels run from 0 to {classes - 1}; set it to {classes}"
-        )
+    found += _wrong_channels(half, channels)
+    found += _wrong_outputs(half, labels, regions)
     for region, values in regions.items():
         strange = [value for value in values if value not in labels.values()]
         if strange or not values:
@@ -130,7 +124,100 @@ def contradictions(half: Recipe) -> list[str]:
     judged = {value for values in regions.values() for value in values}
     if ignored is not None and (not isinstance(ignored, int) or not 0 < ignored < 256 or ignored in judged):
         found.append(f"ignore_label: is {ignored!r}; give a value from 1 to 255 that no region has")
-    return found + _wrong_lengths(half) + _wrong_dimensions(half)
+    return found + _wrong_lengths(half) + _wrong_dimensions(half) + _lengths_in_mm(half)
+
+
+def class_count(labels: Mapping[str, int], ignore_label: int | None = None) -> int:
+    """Classes of the labels, background included: 1 + the highest value."""
+    return 1 + max((value for value in labels.values() if value != ignore_label), default=-1)
+
+
+def painted_values(regions: Mapping[str, Sequence[int]]) -> list[int]:
+    """The one value that each region has and no later region: `{"liver": [1, 2], "tumor": [2]}` -> `[1, 2]`.
+
+    Raises:
+        ConfigError: if a region has no such value, or several.
+    """
+    found = []
+    names = list(regions)
+    for index, name in enumerate(names):
+        own = set(regions[name]) - {value for later in names[index + 1 :] for value in regions[later]}
+        if len(own) != 1:
+            raise ConfigError(
+                f"regions::{name} has {len(own)} label values that no later region has, {sorted(own)}; painting one "
+                "region over the other needs exactly one, so name larger regions before those inside them"
+            )
+        found.append(own.pop())
+    return found
+
+
+def _wrong_outputs(half: Recipe, labels: Mapping[str, int], regions: Mapping[str, Sequence[int]]) -> list[str]:
+    """Channels that the network gives against the classes or, of a sigmoid, the regions."""
+    activation = half.get("activation", "softmax")
+    if activation == "softmax":
+        wanted = class_count(labels, half.get("ignore_label")) if labels else None
+        reason = f"the labels run from 0 to {(wanted or 0) - 1}"
+    elif activation == "sigmoid":
+        wanted = len(regions) or None
+        reason = f"activation is 'sigmoid', one channel a region ({', '.join(regions)})"
+    else:
+        return [f"activation: is {activation!r}; give 'softmax' (a class a voxel) or 'sigmoid' (a channel a region)"]
+    found = []
+    if wanted is not None and half.get("out_channels", wanted) != wanted:
+        found.append(f"out_channels: is {half['out_channels']}, but {reason}; set it to {wanted}")
+    if activation == "sigmoid":
+        try:
+            painted_values(regions)
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+def _wrong_channels(half: Recipe, channels: Sequence[str]) -> list[str]:
+    """Channels of the network against those of a case, each there once a slice where a slice sees its neighbors."""
+    neighbors, found = half.get("neighbors", 0), []
+    if type(neighbors) is not int or neighbors < 0:
+        return [f"neighbors: is {neighbors!r}; give the number of slices on each side, 0 for none"]
+    wanted = len(channels) * (2 * neighbors + 1)
+    if channels and half.get("in_channels", wanted) != wanted:
+        slices = f", each in {2 * neighbors + 1} slices, which needs {wanted}" if neighbors else ""
+        found.append(
+            f"in_channels: is {half['in_channels']}, but channels names {len(channels)} ({', '.join(channels)})"
+            f"{slices}; make them agree"
+        )
+    inferer = half.get("inferer")
+    seen = inferer.get("neighbors", 0) if isinstance(inferer, Mapping) else neighbors
+    if seen != neighbors:
+        found.append(
+            f'inferer::neighbors: is {seen}, but neighbors is {neighbors}; write "@neighbors" there, which '
+            "configs/slices_2d.json does"
+        )
+    return found
+
+
+def in_pixels(half: Recipe) -> bool:
+    """Whether a resolved data half is one of 2D images, which have no mm."""
+    scan_to_grid = half.get("scan_to_grid")
+    return isinstance(scan_to_grid, Mapping) and str(scan_to_grid.get("_target_", "")).endswith(".ImageToGrid")
+
+
+def _lengths_in_mm(half: Recipe) -> list[str]:
+    """Settings in mm or mL in a recipe of 2D images."""
+    if not in_pixels(half):
+        return []
+    rules = [rule for rule in half.get("cleanup") or [] if isinstance(rule, Mapping)]
+    named = [
+        (f"cleanup::{index}::{key}", key)
+        for index, rule in enumerate(rules)
+        for key in rule
+        if key.endswith(("_mm", "_ml"))
+    ]
+    if half.get("spacing_mm") is not None:
+        named.append(("spacing_mm", "spacing_mm"))
+    return [
+        f"{where}: 2D images have no mm; " + ("use below_px" if key == "below_ml" else "remove it")
+        for where, key in named
+    ]
 
 
 def _clashes(labels: Mapping[str, int]) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.data_half import painted_values
 from medseg.errors import ConfigError
 from medseg.geometry import connected_lesions, voxel_volume_ml
 from medseg.preprocessing import Grid, apply_along, from_working_axes, interpolation_matrix
@@ -61,23 +62,21 @@ def region_logits_to_label(logits: Tensor, grid: Grid, values: Sequence[int]) ->
     return _slab_by_slab(logits, grid, partial(painted_regions, values=values))
 
 
-def painted_values(regions: Mapping[str, Sequence[int]]) -> list[int]:
-    """The one value that each region has and no later region: `{"liver": [1, 2], "tumor": [2]}` -> `[1, 2]`.
+def label_maker(activation: str, regions: Mapping[str, Sequence[int]]) -> Callable[[Tensor, Grid], NDArray[np.uint8]]:
+    """What makes labels of a network's logits: `logits_to_label`, or `region_logits_to_label` with its values.
+
+    Args:
+        activation: the recipe's: `"softmax"`, a channel a class, or `"sigmoid"`, a channel a region.
+        regions: name -> label values, larger regions before those inside them.
 
     Raises:
-        ConfigError: if a region has no such value, or several.
+        ConfigError: if there is no such activation, or the regions cannot be painted one over the other.
     """
-    found = []
-    names = list(regions)
-    for index, name in enumerate(names):
-        own = set(regions[name]) - {value for later in names[index + 1 :] for value in regions[later]}
-        if len(own) != 1:
-            raise ConfigError(
-                f"regions::{name} has {len(own)} label values that no later region has, {sorted(own)}; painting one "
-                "region over the other needs exactly one, so name larger regions before those inside them"
-            )
-        found.append(own.pop())
-    return found
+    if activation == "softmax":
+        return logits_to_label
+    if activation == "sigmoid":
+        return partial(region_logits_to_label, values=painted_values(regions))
+    raise ConfigError(f"activation: is {activation!r}; give 'softmax' or 'sigmoid'")
 
 
 def _slab_by_slab(logits: Tensor, grid: Grid, choose: Callable[[Iterable[Tensor]], Tensor]) -> NDArray[np.uint8]:
@@ -155,5 +154,25 @@ class RemoveSmall:
         pieces = connected_lesions(label == self.value)
         volumes_ml = np.bincount(pieces.ravel()) * voxel_volume_ml(affine)
         small = volumes_ml < self.below_ml
+        small[0] = False
+        return np.where(small[pieces], np.uint8(self.becomes), label)
+
+
+class RemoveSmallArea:
+    """As `RemoveSmall` for 2D images, which have no mL.
+
+    Args:
+        value: the label value whose pieces are judged.
+        below_px: pieces of less than this many pixels are removed.
+        becomes: the value they take.
+    """
+
+    def __init__(self, value: int, below_px: int, *, becomes: int = 0) -> None:
+        self.value, self.below_px, self.becomes = value, below_px, becomes
+
+    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Label map `(X, Y, 1)` -> label map of the same shape."""
+        pieces = connected_lesions(label == self.value)
+        small = np.bincount(pieces.ravel()) < self.below_px
         small[0] = False
         return np.where(small[pieces], np.uint8(self.becomes), label)

@@ -71,6 +71,33 @@ def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path
         raise DataError(f"{target.name}: cannot be written ({reason}); free space or choose another folder") from error
 
 
+def write_mask_png(label: NDArray[np.uint8], path: str | Path) -> None:
+    """Write the label map of a 2D image as a gray PNG whose values are the labels, whole and read back, or not at all.
+
+    Args:
+        label: `(X, Y, 1)`, columns along X and rows along Y.
+        path: where to write; an older file is replaced.
+
+    Raises:
+        DataError: if the file cannot be written or does not read back as it was.
+    """
+    from PIL import Image  # most label maps are of scans
+
+    target, pixels = Path(path), np.ascontiguousarray(label[:, :, 0].T)
+    try:
+        with aside(target) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
+            with Image.open(temporary) as written:
+                same = np.array_equal(np.asarray(written), pixels)
+            if not same:
+                raise DataError(
+                    f"{target.name}: reads back differently than written; check the disk, then run it again"
+                )
+    except (OSError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{target.name}: cannot be written ({reason}); free space or choose another folder") from error
+
+
 def _is_sheared(affine: NDArray[np.float64]) -> bool:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return not np.allclose(axes.T @ axes, np.eye(3), atol=SHEAR_TOLERANCE)

@@ -42,7 +42,7 @@ def asked(monkeypatch):
     """A prediction that does nothing but note what it was asked; its rows can be set."""
     asked = SimpleNamespace(rows=[{"case_id": "a", "status": "done"}, {"case_id": "b", "status": "done"}])
     bundle = SimpleNamespace(
-        channels=["ct"], notice="not a medical device; trained on synthetic data, not for patients"
+        channels=["ct"], unit="mm", notice="not a medical device; trained on synthetic data, not for patients"
     )
 
     def predict_folder(samples, out, bundle, *, device, on_row):

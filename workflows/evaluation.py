@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from medseg.errors import ConfigError
 from medseg.geometry import voxel_volume_ml
 from medseg.metrics import count_cases, mean_over_cases, region_overlap
 from medseg.preprocessing import Intensity, Window
-from medseg.reading import read_channels, read_label
-from medseg.report.pictures import curves_picture, overlay_picture
+from medseg.reading import MaskCode, Scan, Unit, read_channels, read_label
+from medseg.report.pictures import curves_picture, image_picture, overlay_picture
 from workflows import recipe
 from workflows.experiment import Experiment
 
@@ -101,6 +102,7 @@ class CaseTable(Metric):
     def reset(self) -> None:
         """Forget all cases."""
         self.overlaps: dict[str, dict[str, dict[str, float]]] = {}
+        self.unit: Unit = "mm"
         self._judged: list[tuple[float, str, PackedLabels]] = []
 
     def iteration_completed(self, engine: Engine) -> None:
@@ -118,10 +120,10 @@ class CaseTable(Metric):
             pred_voxels,
             torch.as_tensor(label)[0, 0].cpu().numpy(),
             {region: values for region, values in self.regions.items() if region in labeled},
-            voxel_ml=voxel_volume_ml(grid.scan_affine),
+            voxel_ml=1.0 if grid.unit == "px" else voxel_volume_ml(grid.scan_affine),
             ignore_label=self.ignore_label,
         )
-        self.overlaps[case_id] = overlap
+        self.overlaps[case_id], self.unit = overlap, grid.unit
         dice = [numbers["dice"] for numbers in overlap.values() if not np.isnan(numbers["dice"])]
         self._judged.append((float(np.mean(dice)) if dice else 1.0, case_id, PackedLabels.pack(pred_voxels)))
 
@@ -137,11 +139,16 @@ class CaseTable(Metric):
     def rows(self) -> list[dict[str, Any]]:
         """One row a case: `case_id`, then `<region>_dice`, `_iou`, `_pred_ml` and `_reference_ml`.
 
-        All are None for a region that was not annotated.
+        Of 2D images the last two are `_pred_px` and `_reference_px`. All are None for a region that was not annotated.
         """
+        columns = {name: name if self.unit == "mm" else name.replace("_ml", "_px") for name in OVERLAP}
         return [
             {"case_id": case_id}
-            | {f"{region}_{name}": overlap.get(region, {}).get(name) for region in self.regions for name in OVERLAP}
+            | {
+                f"{region}_{column}": overlap.get(region, {}).get(name)
+                for region in self.regions
+                for name, column in columns.items()
+            }
             for case_id, overlap in self.overlaps.items()
         ]
 
@@ -171,6 +178,7 @@ class TrackCases:
         samples: draw the worst, median and best of these cases, and the curves so far; none for no pictures.
         channels: the channels of the samples.
         intensity: the recipe's; a CT window is used for the pictures too.
+        masks: what the values of mask files mean, where labels are such.
     """
 
     def __init__(
@@ -182,7 +190,9 @@ class TrackCases:
         samples: Sequence[Sample] = (),
         channels: Sequence[str] = (),
         intensity: Intensity | None = None,
+        masks: MaskCode | None = None,
     ) -> None:
+        self.masks = masks
         self.window = (intensity.low_hu, intensity.high_hu) if isinstance(intensity, Window) else None
         self.experiment, self.table, self.split = experiment, table, split
         self.samples = {sample["case_id"]: sample for sample in samples}
@@ -213,22 +223,26 @@ class TrackCases:
         folder.mkdir(exist_ok=True)
         for which, (score, case_id, pred) in self.table.examples().items():
             sample = self.samples[case_id]
-            scan = read_channels(sample["image"], self.channels)[0]
+            scans = read_channels(sample["image"], self.channels)
+            label = read_label(sample["label"], self.masks).voxels.astype(np.uint8)
             path = folder / f"{self.split}_{which}.png"
-            overlay_picture(
-                scan.voxels,
-                read_label(sample["label"]).voxels.astype(np.uint8),
-                pred,
-                scan.affine,
-                path,
-                title=f"{which} of {len(self.table.rows)} {self.split} cases: {case_id}, mean Dice {score:.2f}",
-                window=self.window,
-                notice=self.experiment.notice,
-            )
+            title = f"{which} of {len(self.table.rows)} {self.split} cases: {case_id}, mean Dice {score:.2f}"
+            self._draw_case(scans, label, pred, path, title)
             self.experiment.run.log_file(path, "pictures")
         if curves := training_curves(self.experiment.run.history()):
             curves_picture(curves, folder / "curves.png")
             self.experiment.run.log_file(folder / "curves.png", "pictures")
+
+    def _draw_case(
+        self, scans: Sequence[Scan], label: NDArray[np.uint8], pred: NDArray[np.uint8], path: Path, title: str
+    ) -> None:
+        notice = self.experiment.notice
+        if scans[0].unit == "px":
+            pixels = np.concatenate([scan.voxels for scan in scans], axis=-1)
+            image_picture(pixels, label[..., 0], pred[..., 0], path, title=title, notice=notice)
+            return
+        scan = scans[0]
+        overlay_picture(scan.voxels, label, pred, scan.affine, path, title=title, window=self.window, notice=notice)
 
 
 def training_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Sequence[tuple[int, float]]]:
@@ -261,7 +275,7 @@ def evaluate(experiment: Experiment, evaluator: SupervisedEvaluator, network: nn
     if model is None:
         raise ConfigError("Evaluation needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
     bundle = open_bundle(model, runs_dir=experiment.output_dir)
-    trained, asked = data_half(bundle.recipe), data_half(recipe.merged_recipe())
+    trained, asked = ({"activation": "softmax"} | data_half(r) for r in (bundle.recipe, recipe.merged_recipe()))
     different = sorted(id for id in trained.keys() | asked.keys() if trained.get(id) != asked.get(id))
     if different:
         raise ConfigError(

@@ -24,7 +24,8 @@ def scans_to_segment(scans_dir: str | None, model: str | None, runs_dir: str) ->
         raise ConfigError("Inference needs scans: add `--scans_dir FOLDER`.")
     if model is None:
         raise ConfigError("Inference needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
-    return find_scans(scans_dir, channels=open_bundle(model, runs_dir=runs_dir).channels)
+    bundle = open_bundle(model, runs_dir=runs_dir)
+    return find_scans(scans_dir, channels=bundle.channels, images=bundle.unit == "px")
 
 
 class FolderInference:

@@ -75,7 +75,8 @@ def _unpacked(value: Any) -> Any:
             return MetaTensor(value["tensor"], affine=value["affine"])
         if "array" in value:
             return value["array"].numpy()
-        parts: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in value["grid"].items()}
+        stored = value["grid"].items()
+        parts: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in stored}
         return Grid(**parts | {name: np.array(parts[name]) for name in ("affine", "scan_affine")})
     return [_unpacked(item) for item in value] if isinstance(value, list) else value
 

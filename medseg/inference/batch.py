@@ -14,22 +14,27 @@ from medseg.errors import DataError
 from medseg.inference.predictor import Predictor
 from medseg.memory import peak_memory_mb
 from medseg.notices import SYNTHETIC
-from medseg.reading import read_channels
-from medseg.report.measurements import measure, write_csv
-from medseg.writing import write_nifti
+from medseg.reading import Unit, read_channels
+from medseg.report.measurements import measure, measure_image, write_csv
+from medseg.writing import write_mask_png, write_nifti
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-LESION_COLUMNS = ("case_id", "lesion", "volume_ml", "longest_in_plane_diameter_mm", "x_mm", "y_mm", "z_mm")
+LESION_COLUMNS = {
+    "mm": ("case_id", "lesion", "volume_ml", "longest_in_plane_diameter_mm", "x_mm", "y_mm", "z_mm"),
+    "px": ("case_id", "lesion", "area_px", "longest_diameter_px", "x_px", "y_px"),
+}
+MASK_ENDING = {"mm": "_seg.nii.gz", "px": "_seg.png"}
 
 
-def report_columns(regions: Mapping[str, Sequence[int]]) -> list[str]:
-    """Columns of `report.csv`, in order."""
+def report_columns(regions: Mapping[str, Sequence[int]], unit: Unit = "mm") -> list[str]:
+    """Columns of `report.csv`, in order; regions in mL, of 2D images in pixels."""
+    size = "ml" if unit == "mm" else "px"
     return [
         *("case_id", "status", "message", "warnings"),
-        *(f"{region}_ml" for region in regions),
-        *("lesion_count", "longest_diameter_mm", "seconds", "peak_memory_mb", "model", "precision", "device"),
+        *(f"{region}_{size}" for region in regions),
+        *("lesion_count", f"longest_diameter_{unit}", "seconds", "peak_memory_mb", "model", "precision", "device"),
     ]
 
 
@@ -43,7 +48,8 @@ def predict_folder(
 ) -> list[Row]:
     """Segment cases one after the other.
 
-    Writes `OUT/<case_id>_seg.nii.gz` on each scan's own grid, and `report.csv` and `lesions.csv` anew after every case.
+    Writes `OUT/<case_id>_seg.nii.gz` on each scan's own grid (of a 2D image `_seg.png`, its values the labels), and
+    `report.csv` and `lesions.csv` anew after every case.
     A case that fails becomes a row with its message; the others go on.
 
     Args:
@@ -85,19 +91,23 @@ def predict_folder(
 
 
 def _write_tables(out: Path, rows: Sequence[Row], lesions: Sequence[Row], bundle: Bundle) -> None:
-    write_csv(out / "report.csv", rows, report_columns(bundle.regions))
+    write_csv(out / "report.csv", rows, report_columns(bundle.regions, bundle.unit))
     if bundle.lesion_region:
-        write_csv(out / "lesions.csv", lesions, LESION_COLUMNS)
+        write_csv(out / "lesions.csv", lesions, LESION_COLUMNS[bundle.unit])
 
 
 def _segment(sample: Sample, out: Path, bundle: Bundle, predictor: Predictor) -> tuple[Row, list[Row], tuple[str, ...]]:
-    target = out / f"{sample['case_id']}_seg.nii.gz"
+    target = out / f"{sample['case_id']}{MASK_ENDING[bundle.unit]}"
     target.unlink(missing_ok=True)  # an earlier run's mask must not stand beside a failed row
     scans = read_channels(sample["image"], bundle.channels)
     label = predictor(scans)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(label, scans[0].affine, target)
-    measured, lesions = measure(label, scans[0].affine, regions=bundle.regions, lesion_region=bundle.lesion_region)
+    if bundle.unit == "px":
+        write_mask_png(label, target)
+        measured, lesions = measure_image(label, regions=bundle.regions, lesion_region=bundle.lesion_region)
+    else:
+        write_nifti(label, scans[0].affine, target)
+        measured, lesions = measure(label, scans[0].affine, regions=bundle.regions, lesion_region=bundle.lesion_region)
     return measured, lesions, tuple(warning for scan in scans for warning in scan.warnings)
 
 

@@ -45,6 +45,40 @@ def measure(
     return row | {"lesion_count": len(lesions), "longest_diameter_mm": longest}, lesions
 
 
+def measure_image(
+    label: NDArray[np.integer], *, regions: Mapping[str, Sequence[int]], lesion_region: str | None = None
+) -> tuple[Row, list[Row]]:
+    """Measurements of a 2D image, in pixels: an image has no mm.
+
+    Args:
+        label: integer map `(X, Y, 1)`.
+        regions: region name -> the label values it is made of.
+        lesion_region: region whose connected pieces are the lesions; none are sought if absent.
+
+    Returns:
+        The case's row: `<region>_px` a region, `lesion_count`, `longest_diameter_px` (both None without
+        `lesion_region`). Then one row a lesion, largest first: `lesion`, `area_px`, `longest_diameter_px` and its
+        centroid `x_px, y_px`, counted from the first column and row.
+    """
+    row: Row = {f"{name}_px": int(np.isin(label, values).sum()) for name, values in regions.items()}
+    if lesion_region is None:
+        return row | {"lesion_count": None, "longest_diameter_px": None}, []
+    mask = np.isin(label, regions[lesion_region])
+    sizes = np.bincount(connected_lesions(mask).ravel())[1:].tolist()
+    lesions = [
+        {
+            "lesion": lesion["lesion"],
+            "area_px": area,
+            "longest_diameter_px": lesion["longest_in_plane_diameter_mm"],  # of a grid whose unit is the pixel
+            "x_px": lesion["x_mm"],
+            "y_px": lesion["y_mm"],
+        }
+        for lesion, area in zip(_lesion_rows(mask, np.eye(4)), sizes, strict=True)
+    ]
+    longest = max((lesion["longest_diameter_px"] for lesion in lesions), default=0.0)
+    return row | {"lesion_count": len(lesions), "longest_diameter_px": longest}, lesions
+
+
 def _lesion_rows(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> list[Row]:
     """One row a connected piece of `mask`, largest first."""
     numbers = connected_lesions(mask)

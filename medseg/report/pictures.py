@@ -16,6 +16,7 @@ from medseg.writing import aside
 
 REFERENCE, PREDICTION = "#00d5ff", "#ffa600"  # told apart by color-blind readers too, on gray
 WIDTH_INCHES, TITLE_INCHES, NOTICE_INCHES, DPI = 6.0, 0.4, 0.3, 120
+MOST_PIXELS = 720  # of a 2D image along its longer edge: what the picture can show
 
 
 def overlay_picture(
@@ -68,6 +69,52 @@ def overlay_picture(
         _outline(axes, voxels[..., number], color)
     for x, side in ((0.02, "R"), (0.98, "L")):
         axes.text(x, 0.5, side, transform=axes.transAxes, color="white", ha="center", va="center", weight="bold")
+    axes.legend(
+        [Line2D([], [], color=color) for _, color, _ in outlines], [name for *_, name in outlines], loc="lower right"
+    )
+    axes.set_axis_off()
+    axes.set_title(title)
+    if notice:
+        figure.text(0.5, NOTICE_INCHES / whole_inches / 2, notice, ha="center", va="center", size="small")
+    _save(figure, path)
+
+
+def image_picture(
+    pixels: NDArray[np.generic],
+    label: NDArray[np.integer] | None,
+    pred: NDArray[np.integer],
+    path: Path,
+    *,
+    title: str,
+    notice: str | None = None,
+) -> None:
+    """Write a 2D image as PNG, upright as it is stored, with outlines of expert and prediction; no sides, no mm.
+
+    Args:
+        pixels: `(X, Y, C)`; shown in color if there are three channels of 0 ... 255, else the first one in gray.
+        label: the expert's integer map `(X, Y)`, or None.
+        pred: the predicted integer map `(X, Y)`.
+        path: PNG file to write or replace.
+        title: written above.
+        notice: written below.
+    """
+    step = max(1, max(pixels.shape[:2]) // MOST_PIXELS)
+    shown = pixels[::step, ::step].swapaxes(0, 1)
+    rows, columns = shown.shape[:2]
+    height_inches = WIDTH_INCHES * rows / columns
+    whole_inches = height_inches + TITLE_INCHES + NOTICE_INCHES
+    figure = Figure(figsize=(WIDTH_INCHES, whole_inches), dpi=DPI)
+    axes = figure.add_axes((0, NOTICE_INCHES / whole_inches, 1, height_inches / whole_inches))
+    if shown.shape[2] == 3 and shown.min() >= 0 and shown.max() <= 255:
+        axes.imshow(shown.astype(np.uint8), interpolation="nearest")
+    else:
+        low, high = np.percentile(shown[..., 0].astype(np.float64), (1, 99))
+        axes.imshow(shown[..., 0], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    outlines = [(pred, PREDICTION, "prediction")]
+    if label is not None:
+        outlines.insert(0, (label, REFERENCE, "expert"))
+    for values, color, _ in outlines:
+        _outline(axes, values[::step, ::step].T, color)
     axes.legend(
         [Line2D([], [], color=color) for _, color, _ in outlines], [name for *_, name in outlines], loc="lower right"
     )
