@@ -54,7 +54,8 @@ def test_a_training_leaves_a_whole_bundle_pictures_tables_and_a_finished_run(tra
     assert bundle.recipe["spacing_mm"] == [8.0, 8.0, 12.0]
     assert 0 <= bundle.metadata["eval_metrics"]["held_out_liver_dice"] <= 1
     assert bundle.network()(torch.zeros(1, 1, 16, 16, 8)).shape == (1, 3, 16, 16, 8)
-    assert sorted(path.name for path in (trained / "pictures").iterdir()) == ["held_out_best.png", "held_out_worst.png"]
+    pictures = {path.stem for path in (trained / "pictures").iterdir()}
+    assert pictures == {"curves", "held_out_best", "held_out_median", "held_out_worst"}
 
     client = MlflowClient(f"sqlite:///{trained.parent / 'mlflow.db'}")
     run = client.get_run(json.loads((trained / "run.json").read_text())["run_id"])
