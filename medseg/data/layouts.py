@@ -19,7 +19,7 @@ from medseg.data.images import (
     masks_of,
 )
 from medseg.errors import DataError
-from medseg.reading import SUFFIXES, scan_stem
+from medseg.reading import SUFFIXES, is_image, scan_stem
 
 CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
 FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
@@ -172,6 +172,8 @@ def _read_csv(path: Path, channels: Sequence[str]) -> Listing:
         present = list(table.fieldnames or ())
     by_name = set(channels) <= set(present)
     columns = list(channels) if by_name else ["image", *(f"image_{number}" for number in range(2, len(channels) + 1))]
+    if "image_2" not in present and rows and all(is_image(row.get("image") or "") for row in rows):
+        columns = ["image"]  # red, green and blue in one file
     for column in ("case_id", "label", *columns):
         if column not in present:
             channel = f" for channel {channels[columns.index(column)]!r}" if column in columns else ""
