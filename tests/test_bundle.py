@@ -12,6 +12,7 @@ from medseg.bundle import open_bundle, task_metadata, without_absolute_paths, wr
 from medseg.errors import ConfigError
 from medseg.networks import UNet
 from medseg.notices import SYNTHETIC
+from medseg.served import ServedBundle
 
 RECIPE = {
     "_about_": "liver and tumor",
@@ -125,6 +126,33 @@ def test_the_metadata_of_a_task_keep_the_phantom_notice(bundle):
     assert opened.name == "tiny"
     assert SYNTHETIC in opened.notice
     assert SYNTHETIC in opened.metadata["intended_use"]
+
+
+def test_the_metadata_name_the_channels_that_the_network_gives():
+    by_class = task_metadata(METADATA, RECIPE, name="tiny", synthetic=False)["network_data_format"]["outputs"]["pred"]
+    assert by_class["channel_def"] == {"0": "background", "1": "liver", "2": "tumor"}
+    recipe = RECIPE | {"activation": "sigmoid", "out_channels": 2}
+    by_region = task_metadata(METADATA, recipe, name="tiny", synthetic=False)["network_data_format"]["outputs"]["pred"]
+    assert by_region["channel_def"] == {"0": "liver", "1": "tumor"}
+    assert by_region["num_channels"] == 2
+
+
+def test_a_bundle_knows_its_activation(bundle):
+    assert open_bundle(bundle).activation == "softmax"
+    change(bundle, "recipe.json", activation="sigmoid", out_channels=2)
+    assert open_bundle(bundle).activation == "sigmoid"
+
+
+def test_a_served_model_gives_the_probabilities_of_its_activation(tmp_path):
+    recipe = RECIPE | {"activation": "sigmoid", "out_channels": 2}
+    folder = write_bundle(
+        tmp_path / "b", recipe=recipe, metadata=METADATA, state_dict=UNet(3, 1, 2, widths=(2, 4)).state_dict()
+    )
+    image = torch.rand(1, 1, 9, 8, 7)
+    probabilities = ServedBundle(str(folder)).predict(image.numpy())
+    with torch.inference_mode():
+        logits = open_bundle(folder).network()(image)
+    torch.testing.assert_close(torch.from_numpy(probabilities), 1 / (1 + torch.exp(-logits)), atol=1e-5, rtol=0)
 
 
 def test_folder_run_zip_and_run_id_open_the_same_bundle(tmp_path, bundle):

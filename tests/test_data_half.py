@@ -182,6 +182,8 @@ def test_a_sound_recipe_has_no_problems():
     assert problems(RECIPE) == []
     assert problems({**RECIPE, "spatial_dims": 2, "patch_size": [9, 8]}) == []  # a 2D network on scans in 3D
     assert problems({"_about_": "no data half at all"}) == []
+    assert problems({**RECIPE, "activation": "softmax"}) == []
+    assert problems({**RECIPE, "activation": "sigmoid", "out_channels": 2}) == []  # a channel a region
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,18 @@ def test_a_sound_recipe_has_no_problems():
         ({"channels": "ct"}, "channels: must be a list of names, got 'ct'"),
         ({"out_channels": 2}, "out_channels: is 2, but the labels run from 0 to 2; set it to 3"),
         ({"labels": {"background": 0, "liver": 1}}, "out_channels: is 3, but the labels run from 0 to 1; set it to 2"),
+        (
+            {"activation": "tanh"},
+            "activation: is 'tanh'; give 'softmax' (a class a voxel) or 'sigmoid' (a channel a reg",
+        ),
+        (
+            {"activation": "sigmoid"},
+            "out_channels: is 3, but activation is 'sigmoid', one channel a region (liver, tumor); set it to 2",
+        ),
+        (
+            {"activation": "sigmoid", "out_channels": 2, "regions": {"tumor": [2], "liver": [1, 2]}},
+            "regions::tumor has 0 label values that no later region has",
+        ),
         ({"labels": {"background": 0.0}}, "labels: must map each name to an integer"),
         ({"labels": {"background": 0, "liver": 1, "cyst": 1, "tumor": 2}}, "labels: 'cyst' and 'liver' are both 1"),
         ({"regions": {"liver": 1}}, "regions: must map each name to a list"),

@@ -3,13 +3,14 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
+from medseg.data_half import painted_values
 from medseg.errors import ConfigError
 from medseg.postprocessing import (
     KeepLargest,
     RemoveSmall,
+    label_maker,
     logits_to_label,
     painted_regions,
-    painted_values,
     region_logits_to_label,
     winning_class,
 )
@@ -124,3 +125,15 @@ def test_a_small_lesion_becomes_what_surrounds_it() -> None:
     cleaned = RemoveSmall(2, 0.05, becomes=1)(label, np.diag([2.0, 2.0, 3.0, 1.0]))
     assert np.count_nonzero(cleaned == 2) == 8
     assert cleaned[6, 6, 5] == 1
+
+
+def test_an_activation_has_its_way_to_labels() -> None:
+    grid = grid_of((3, 4, 5), np.diag([-1.0, -1.0, 1.0, 1.0]), (1.0, 1.0, 1.0))
+    logits = torch.full((2, *grid.shape), -1.0)  # no region; but the second class
+    logits[1] += 0.5
+    regions = {"liver": [1, 2], "tumor": [2]}
+    assert np.all(label_maker("softmax", regions)(logits, grid) == 1)
+    assert np.all(label_maker("sigmoid", regions)(logits, grid) == 0)
+    assert np.all(label_maker("sigmoid", regions)(logits + 0.75, grid) == 2)
+    with pytest.raises(ConfigError, match="activation: is 'tanh'; give 'softmax' or 'sigmoid'"):
+        label_maker("tanh", regions)

@@ -186,3 +186,20 @@ def test_reached_follows_references_all_the_way():
     assert "dataset_dir" in reached(RECIPE, ["training"])
     assert "dataset_dir" not in reached(RECIPE, ["inference"])
     assert {"scans_dir", "evaluator"} <= reached(RECIPE, ["inference"])
+
+
+def test_lists_of_classes_follow_the_labels_where_channels_are_regions():
+    regional = {"activation": "sigmoid", "out_channels": 1, "class_ratios": [1, 1]}
+    assert not [problem for problem in problems_of(changed(**regional)) if "entries" in problem]
+    found = problems_of(changed(**{**regional, "class_ratios": [1]}))
+    assert "class_ratios: has 1 entries [1], but there are 2 classes; give one a class" in found
+
+
+def test_regions_json_fits_the_recipe(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = [ROOT / "configs" / name for name in ("unet_liver.json", "regions.json")]
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    parser.parse()
+    assert recipe_problems(parser, files=files) == []
+    assert len(ConfigParser.load_config_file(files[1])) <= 15
