@@ -23,10 +23,12 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -79,6 +81,7 @@ class Job:
 
 def main() -> None:
     """Do what is left to do, print the table, write `results.json`; exit code 1 if a job failed."""
+    signal.signal(signal.SIGTERM, leave)
     settings = arguments()
     out: Path = settings.out.absolute()
     (out / "rows").mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def main() -> None:
     methods = [name for name in settings.methods if settings.nnunet_python or not name.startswith("nnunet")]
     if left_out := sorted(set(settings.methods) - set(methods)):
         print(f"skipped {', '.join(left_out)}: no --nnunet_python (how to get one: --help)", flush=True)
-    folders = {name: prepared(name, settings, out) for name in data}
+    folders = {name: prepared(name, settings.mr_dir if name == "mr" else None, out) for name in data}
     if any(name.startswith("nnunet") for name in methods):
         for name in data:
             plan_nnunet(folders[name], settings, out)
@@ -102,6 +105,11 @@ def main() -> None:
     (out / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(rows))
     sys.exit(1 if any("error" in row for row in rows) else 0)
+
+
+def leave(*_: object) -> None:
+    """End as Ctrl-C does, so that the job under way ends too."""
+    raise SystemExit(143)
 
 
 def arguments() -> argparse.Namespace:
@@ -127,14 +135,13 @@ def is_there(name: str, settings: argparse.Namespace) -> bool:
     return True
 
 
-def prepared(name: str, settings: argparse.Namespace, out: Path) -> Path:
-    """The data set in nnU-Net's raw layout, written once."""
+def prepared(name: str, source: Path | None, out: Path) -> Path:
+    """The data set in nnU-Net's raw layout, written once; the phantom if no source is given."""
     folder = out / "data" / f"Dataset{501 + list(RECIPES).index(name)}_{name}"
     if folder.is_dir():
         return folder
     recipe = merged(name)
-    source = settings.mr_dir
-    if name == "phantom":
+    if source is None:
         source = out / "phantom"
         if not source.is_dir():
             make_phantom(source)
@@ -254,8 +261,18 @@ def train_and_judge(job: Job, dataset_dir: Path, settings: argparse.Namespace, o
     return scores | {"train_s": figures.pop("train_s")} | whole | {"details": figures}
 
 
-def watched(command: Sequence[str], log: Path, *, threads: int) -> tuple[int, int]:
-    """Exit code of a command, held to `threads` cores, and the largest memory in MB of it and all it started."""
+def watched(
+    command: Sequence[str],
+    log: Path,
+    *,
+    threads: int,
+    longest_s: float = math.inf,
+    largest_mb: float = math.inf,
+) -> tuple[int, int]:
+    """Exit code of a command, held to `threads` cores, and the largest memory in MB of it and all it started.
+
+    What takes longer or more than allowed is killed.
+    """
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
     environment = os.environ | dict.fromkeys(variables, str(threads)) | {"PYTHONUNBUFFERED": "1"}
     peak = 0
@@ -265,12 +282,25 @@ def watched(command: Sequence[str], log: Path, *, threads: int) -> tuple[int, in
             watch = psutil.Process(process.pid)
             if hasattr(watch, "cpu_affinity"):  # macOS has none; there the variables alone must do
                 watch.cpu_affinity(watch.cpu_affinity()[:threads])
+            started = time.monotonic()
             while process.poll() is None:
                 peak = max(peak, resident_bytes(watch))
+                if time.monotonic() - started > longest_s or peak > largest_mb * 2**20:
+                    break
                 time.sleep(0.5)
         finally:
-            process.kill()
+            end(process)
     return process.returncode, round(peak / 2**20)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process with its children, if they are still there."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+    process.wait()
 
 
 def resident_bytes(process: psutil.Process) -> int:

@@ -115,7 +115,7 @@ class Zoo:
             [
                 LoadImaged(keys),
                 EnsureChannelFirstd(keys),
-                Orientationd(keys, axcodes="RAS"),
+                Orientationd(keys, axcodes="RAS", labels=None),
                 Spacingd(keys, pixdim=self.spacing_mm, mode=["bilinear", "nearest"][: len(keys)]),
                 self.intensity,
                 SpatialPadd(keys, self.patch_size),
