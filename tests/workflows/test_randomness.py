@@ -1,12 +1,14 @@
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.data import CacheDataset, DataLoader
+from monai.data import DataLoader
 from monai.transforms import Compose, Lambdad, RandAffined, RandGaussianNoised, RandSpatialCropSamplesd
 
+from medseg.data.cache import CachedCases
 from workflows.randomness import EpochSampler, SeededSamples, SeedEpochs
 
 CASES = 5
@@ -18,19 +20,21 @@ def pairs(*, seed: int, epoch: int) -> list[tuple[int, int]]:
     return list(sampler)
 
 
-def patches(epochs: list[int], *, num_workers: int) -> dict[int, list[torch.Tensor]]:
+def patches(folder: Path, epochs: list[int], *, num_workers: int) -> dict[int, list[torch.Tensor]]:
     """What a loader gives in each of these epochs, from MONAI's own random transforms."""
     torch.manual_seed(random.randrange(10**6))  # whatever came before must not matter
     transform = Compose(
         [
-            Lambdad("image", torch.clone),
+            Lambdad("image", torch.load),
             RandSpatialCropSamplesd("image", (5, 4, 3), num_samples=2, random_size=False),
             RandAffined("image", prob=0.5, rotate_range=[0.3] * 3, padding_mode="border"),
             RandGaussianNoised("image", prob=0.5),
         ]
     )
-    data = [{"image": torch.rand(1, 7, 6, 5, generator=torch.Generator().manual_seed(n))} for n in range(CASES)]
-    dataset = CacheDataset(data, transform, progress=False)
+    data = [{"image": str(folder / f"{case}.pt")} for case in range(CASES)]
+    for case, sample in enumerate(data):
+        torch.save(torch.rand(1, 7, 6, 5, generator=torch.Generator().manual_seed(case)), sample["image"])
+    dataset = CachedCases(data, transform, cache="memory")
     sampler = EpochSampler(dataset, seed=3)
     loader = DataLoader(
         SeededSamples(dataset),
@@ -66,11 +70,11 @@ def test_any_seed_will_do(seed):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_an_epoch_is_the_same_whatever_came_before_and_with_any_number_of_workers(num_workers):
-    whole = patches([1, 2, 3], num_workers=0)
-    resumed = patches([3], num_workers=num_workers)
+def test_an_epoch_is_the_same_whatever_came_before_and_with_any_number_of_workers(num_workers, tmp_path):
+    whole = patches(tmp_path, [1, 2, 3], num_workers=0)
+    resumed = patches(tmp_path, [3], num_workers=num_workers)
     assert all(torch.equal(*both) for both in zip(whole[3], resumed[3], strict=True))
-    together = patches([1, 2, 3], num_workers=num_workers)
+    together = patches(tmp_path, [1, 2, 3], num_workers=num_workers)
     assert all(torch.equal(*both) for epoch in whole for both in zip(whole[epoch], together[epoch], strict=True))
     assert not torch.equal(whole[1][0], whole[2][0])
 

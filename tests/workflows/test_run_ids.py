@@ -128,7 +128,7 @@ def test_the_recipe_has_all_properties_that_monai_checks(
             scans_dir=str(phantom / "imagesTs"),
             model=str(trained),
             output_dir=str(tmp_path),
-            cache_rate=0.0,
+            cache="none",
             num_workers=0,
         )
         workflow.initialize()
