@@ -1,10 +1,12 @@
 """Partial labels: half of a phantom's cases with their tumors annotated only, the other half with their livers only.
 
-Four trainings of the same recipe and the same number of steps, judged on held-out cases that are annotated in full:
-both halves, each case stating what was annotated; both halves with what is not annotated taken for background; and
-each half by itself. Trainings that are finished are skipped when this is started again.
+Four trainings of the same recipe, judged on held-out cases that are annotated in full: both halves, each case stating
+what was annotated; both halves with what is not annotated taken for background; and each half by itself. With equal
+epochs every case is seen equally often; with equal steps a half by itself sees each of its cases twice as often, which
+favors it as long as trainings are short. Trainings that are finished are skipped when this is started again.
 
-    python benchmarks/partial_labels.py [--folder runs/partial_labels] [--epochs 60] [--seeds 1] [--out partial.json]
+    python benchmarks/partial_labels.py [--folder runs/partial_labels] [--epochs 60] [--equal epochs|steps] [--seeds 1]
+        [--out partial.json]
 """
 
 import argparse
@@ -95,8 +97,7 @@ def write_dataset(folder: Path, way: Way, halves: Mapping[str, Sequence[str]]) -
 
 def trained(way: Way, dataset: Path, *, epochs: int, seed: int) -> dict[str, Any]:
     """Train, or take what an earlier start has left; Dice of each region on the held-out cases, and seconds."""
-    name = f"{dataset.name}_seed{seed}"
-    epochs *= 2 // len(way.halves)  # a half has half the steps an epoch
+    name = f"{dataset.name}_{epochs}epochs_seed{seed}"
     numbers = NUMBERS | {"max_epochs": epochs, "val_interval": epochs}
     result = dataset.parent / f"{name}.json"
     if result.is_file():
@@ -140,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/partial_labels"))
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--equal", choices=("epochs", "steps"), default="epochs")
     parser.add_argument("--cases", type=int, default=24, help="a quarter of them is held out")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="where the figures go, as JSON")
@@ -152,7 +154,8 @@ def main() -> None:
     for seed in range(options.seeds):
         for way in WAYS:
             dataset = write_dataset(folder / way.name.replace(" = ", "_").replace(" ", "_"), way, halves)
-            rows.append(trained(way, dataset, epochs=options.epochs, seed=seed))
+            more = 2 // len(way.halves) if options.equal == "steps" else 1  # a half has half the steps an epoch
+            rows.append(trained(way, dataset, epochs=options.epochs * more, seed=seed))
             print(f"{way.name}, seed {seed}: {rows[-1]['seconds']:.0f} s", flush=True)
     print(f"{'way':<24} {'liver Dice':>10} {'tumor Dice':>10} {'seconds':>8}")
     for way in WAYS:
