@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.data.folds import read_given_fold, set_aside, split_fold
+from medseg.data.folds import Split, chosen_split, deal_folds, read_splits, set_aside
 from medseg.data.images import image_files
 from medseg.data.labeled import with_labeled_regions
 from medseg.data.layouts import CHANNEL_SUFFIX, Sample, case_id_of, read_listing, scan_files
@@ -27,12 +27,14 @@ class Cases:
         validation: labeled cases to choose the model by.
         test: held-out cases, with a label or without.
         layout: which layout was found, for the log.
+        splits: the case ids of every fold, in the form of a `splits.json`.
     """
 
     training: list[Sample]
     validation: list[Sample]
     test: list[Sample]
     layout: str
+    splits: Sequence[Split] = ()
 
 
 def find_cases(
@@ -46,12 +48,13 @@ def find_cases(
     seed: int = 0,
     held_out_fraction: float = 0.0,
     patient_pattern: str | None = None,
+    splits: str | Path | None = None,
 ) -> Cases:
     """Training, validation and test cases of a data set; headers are checked, voxels are not read.
 
-    A `splits.json` or `splits_final.json` (a list of `{"train": [...], "val": [...]}`) in the folder decides the folds;
-    else patients are shuffled by `seed` and dealt into `folds`. The order depends on case ids alone, so the same cases
-    in another layout give the same folds.
+    A `splits.json` or `splits_final.json` (a list of `{"train": [...], "val": [...]}`) in the folder decides the folds
+    and, if each entry also has `"held_out": [...]`, which cases are held out; else patients are shuffled by `seed` and
+    dealt into `folds`. The order depends on case ids alone, so the same cases in another layout give the same folds.
 
     Args:
         dataset_dir: the data set's folder, or its CSV file.
@@ -65,6 +68,7 @@ def find_cases(
         held_out_fraction: share of the patients with labels to set aside as test cases before folds are made.
         patient_pattern: regular expression whose first group in the case id names the patient; without it a CSV's
             column `patient` does, else each case is a patient.
+        splits: a split file elsewhere, which then decides, such as that of a cross-validation.
 
     Raises:
         DataError: if the layout is unknown, a file is missing or unpaired, a channel is missing, a label lies on
@@ -83,17 +87,18 @@ def find_cases(
     case_ids = [sample["case_id"] for sample in listing.labeled]
     patients = _patients(case_ids, listing.patients, patient_pattern)
     held_out = set_aside(case_ids, patients, fraction=held_out_fraction, seed=seed)
-    remaining = [case_id for case_id in case_ids if case_id not in held_out]
-    given = next((folder / name for name in SPLIT_FILES if (folder / name).is_file()), None)
+    given = [Path(splits)] if splits else [folder / name for name in SPLIT_FILES if (folder / name).is_file()]
     if given:
-        training, validation = read_given_fold(given, case_ids, fold=fold)
+        every_fold = read_splits(given[0], case_ids, held_out=held_out)
     else:
-        training, validation = split_fold(remaining, patients, fold=fold, folds=folds, seed=seed)
+        every_fold = deal_folds(case_ids, patients, folds=folds, seed=seed, held_out=held_out)
+    split = chosen_split(every_fold, fold, case_ids=case_ids, name=given[0].name if given else None)
     return Cases(
-        [sample for sample in listing.labeled if sample["case_id"] in training - held_out],
-        [sample for sample in listing.labeled if sample["case_id"] in validation - held_out],
-        [sample for sample in listing.labeled if sample["case_id"] in held_out] + listing.test,
+        [sample for sample in listing.labeled if sample["case_id"] in split["train"]],
+        [sample for sample in listing.labeled if sample["case_id"] in split["val"]],
+        [sample for sample in listing.labeled if sample["case_id"] in split["held_out"]] + listing.test,
         listing.layout,
+        every_fold,
     )
 
 

@@ -500,6 +500,31 @@ def test_given_split_that_leaves_cases_out_says_so(tmp_path, caplog):
     assert "splits.json leaves 2 of 6 labeled cases out of fold 0" in caplog.text
 
 
+def test_the_folds_of_a_data_set_can_be_saved_and_given_back_from_elsewhere(tmp_path):
+    write_msd(tmp_path / "data")
+    settings = {"channels": ["ct"], "folds": 2, "held_out_fraction": 1 / 3}
+    before = [find_cases(tmp_path / "data", fold=fold, seed=1, **settings) for fold in range(2)]
+    (tmp_path / "saved.json").write_text(json.dumps(before[0].splits))
+    for fold, cases in enumerate(before):
+        again = find_cases(
+            tmp_path / "data", channels=["ct"], fold=fold, seed=2, held_out_fraction=0.5, splits=tmp_path / "saved.json"
+        )
+        assert again.splits == cases.splits
+        for part in ("training", "validation", "test"):
+            assert ids(getattr(again, part)) == ids(getattr(cases, part))
+    validated = [case for split in before[0].splits for case in split["val"]]
+    assert sorted(validated + before[0].splits[0]["held_out"]) == sorted(CASES)
+
+
+@pytest.mark.parametrize("other", [{"held_out": ["liver_1"]}, {"held_out": []}, {}])
+def test_a_split_file_holds_out_the_same_cases_in_every_fold(tmp_path, other):
+    write_folders(tmp_path)
+    fold = {"train": ["liver_0"], "val": ["liver_2"]}
+    (tmp_path / "splits.json").write_text(json.dumps([fold | {"held_out": ["liver_20"]}, fold | other]))
+    with pytest.raises(DataError, match=r"splits.json: fold 1 holds out other cases than fold 0"):
+        find_cases(tmp_path, channels=["ct"])
+
+
 @pytest.mark.parametrize(
     ("content", "fold", "error", "message"),
     [
