@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # what MONAI's schema asks for; the file says where it comes from
 SCHEMA = ROOT / "tests" / "fixtures" / "meta_schema_20240725.json"
 METADATA = json.loads((ROOT / "configs" / "metadata.json").read_text())
-RECIPES = [ROOT / "configs" / "unet_liver.json", ROOT / "configs" / "unet_hippocampus.json"]
+RECIPES = [ROOT / "configs" / f"unet_{name}.json" for name in ("liver", "hippocampus", "images")]
 VALIDATOR = jsonschema.Draft201909Validator(json.loads(SCHEMA.read_text()))
 
 
@@ -95,7 +95,7 @@ def test_the_metadata_of_a_trained_task_are_valid_and_its_own(recipe_file):
 
 def test_the_metadata_tell_ct_from_mr():
     formats = [metadata_of(file)[1]["network_data_format"]["inputs"]["image"]["format"] for file in RECIPES]
-    assert formats == ["hounsfield", "magnitude"]
+    assert formats == ["hounsfield", "magnitude", "magnitude"]
 
 
 def test_the_versions_are_those_installed():
