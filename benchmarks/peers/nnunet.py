@@ -38,6 +38,7 @@ def main() -> None:
         "nnUNet_preprocessed": str(settings.preprocessed_dir),
         "nnUNet_results": str(settings.job_dir or settings.preprocessed_dir),
         "nnUNet_def_n_proc": str(settings.threads),
+        "nnUNet_wandb_enabled": "0",  # it would use the network
     }
     if settings.plan:
         plan(settings)
@@ -67,7 +68,7 @@ def train_and_predict(settings: argparse.Namespace) -> None:
     torch.manual_seed(settings.seed)
 
     budget_s = 60 * settings.minutes
-    times = {workers: iteration_seconds(settings, workers, budget_s / 10) for workers in (0, settings.threads)}
+    times = {workers: iteration_seconds(settings, workers, budget_s / 20) for workers in (0, settings.threads)}
     workers = min(times, key=lambda number: times[number][0])
     iteration_s, validation_s = times[workers]
     iterations = max(1, int(budget_s / iteration_s))
