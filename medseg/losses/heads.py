@@ -1,6 +1,6 @@
 """Deep supervision: one loss over a network's heads, on labels brought to each head's grid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,30 @@ def over_heads(
         for weight, head in zip(weights, logits, strict=True)
     ]
     return torch.stack(losses).sum()
+
+
+def parts_over_heads(
+    head_parts: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    logits: Tensor | Sequence[Tensor],
+    label: Tensor,
+    head_weights: Sequence[float] | None,
+) -> dict[str, Tensor]:
+    """As `over_heads`, for a loss that is a sum: each of its named parts."""
+    if isinstance(logits, Tensor):
+        check_label(logits, label)
+        return head_parts(logits, label)
+    check_label(logits[0], label)
+    weights = normalized_weights(head_weights, len(logits))
+    heads = [head_parts(head, downsampled(label, head.shape[2:])) for head in logits]
+    return {
+        name: torch.stack([weight * parts[name] for weight, parts in zip(weights, heads, strict=True)]).sum()
+        for name in heads[0]
+    }
+
+
+def total(parts: Mapping[str, Tensor]) -> Tensor:
+    """The loss whose parts these are."""
+    return torch.stack(list(parts.values())).sum()
 
 
 def normalized_weights(head_weights: Sequence[float] | None, heads: int) -> list[float]:

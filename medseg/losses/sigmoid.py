@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from medseg.errors import ConfigError
-from medseg.losses.heads import over_heads
+from medseg.losses.heads import over_heads, parts_over_heads, total
 from medseg.losses.softmax import check_class_weights
 from medseg.losses.targets import RegionTargets, at_least_float32, check_classes, merged_sets, region_targets
 from medseg.losses.terms import Sums, dice_loss
@@ -112,9 +112,13 @@ class RegionDiceBinaryCrossEntropy(nn.Module):
         Raises:
             ConfigError: if the logits are not one channel a region.
         """
-        return over_heads(self._head_loss, logits, label, self.head_weights)
+        return total(self.parts(logits, label))
 
-    def _head_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+    def parts(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> dict[str, Tensor]:
+        """What the loss is the sum of, each with its factor: `dice` and `binary_cross_entropy`."""
+        return parts_over_heads(self._head_parts, logits, label, self.head_weights)
+
+    def _head_parts(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         if logits.shape[1] != len(self.regions):
             raise ConfigError(
                 f"logits have {logits.shape[1]} channels for {len(self.regions)} regions ({', '.join(self.regions)}); "
@@ -123,7 +127,8 @@ class RegionDiceBinaryCrossEntropy(nn.Module):
         logits = at_least_float32(logits)
         targets = region_targets(label, list(self.regions.values()), self.ignore_label, self.merged)
         dice = dice_loss(region_sums(logits, targets), batch_dice=self.batch_dice)
-        return self.dice_weight * dice + self.bce_weight * binary_cross_entropy(logits, targets, None)
+        entropy = binary_cross_entropy(logits, targets, None)
+        return {"dice": self.dice_weight * dice, "binary_cross_entropy": self.bce_weight * entropy}
 
 
 def binary_cross_entropy(logits: Tensor, targets: RegionTargets, weights: Tensor | None) -> Tensor:

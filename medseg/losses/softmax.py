@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.losses.heads import over_heads
+from medseg.losses.heads import over_heads, parts_over_heads, total
 from medseg.losses.targets import merged_sets, softmax_voxels
 from medseg.losses.terms import class_sums, cross_entropy, dice_loss, tversky_loss
 
@@ -199,13 +199,20 @@ class DiceCrossEntropy(nn.Module):
             ConfigError: if the class weights are not one a class, the head weights not one a head, or `merged` does
                 not fit the classes.
         """
-        return over_heads(self._head_loss, logits, label, self.head_weights)
+        return total(self.parts(logits, label))
 
-    def _head_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+    def parts(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> dict[str, Tensor]:
+        """What the loss is the sum of, each with its factor: `dice` and `cross_entropy`."""
+        return parts_over_heads(self._head_parts, logits, label, self.head_weights)
+
+    def _head_parts(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         check_class_weights(self.class_weights, logits)
         voxels = softmax_voxels(logits, label, self.ignore_label, self.merged)
         dice = dice_loss(class_sums(voxels, include_background=self.include_background), batch_dice=self.batch_dice)
-        return self.dice_weight * dice + self.ce_weight * cross_entropy(voxels, self.class_weights)
+        return {
+            "dice": self.dice_weight * dice,
+            "cross_entropy": self.ce_weight * cross_entropy(voxels, self.class_weights),
+        }
 
 
 class DiceFocal(nn.Module):
@@ -260,13 +267,20 @@ class DiceFocal(nn.Module):
 
     def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """Loss of `logits` `(B, C, *spatial)`, or a list of them, beside the integer `label` `(B, 1, *spatial)`."""
-        return over_heads(self._head_loss, logits, label, self.head_weights)
+        return total(self.parts(logits, label))
 
-    def _head_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+    def parts(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> dict[str, Tensor]:
+        """What the loss is the sum of, each with its factor: `dice` and `focal`."""
+        return parts_over_heads(self._head_parts, logits, label, self.head_weights)
+
+    def _head_parts(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         check_class_weights(self.class_weights, logits)
         voxels = softmax_voxels(logits, label, self.ignore_label, self.merged)
         dice = dice_loss(class_sums(voxels, include_background=self.include_background), batch_dice=self.batch_dice)
-        return self.dice_weight * dice + self.focal_weight * cross_entropy(voxels, self.class_weights, gamma=self.gamma)
+        return {
+            "dice": self.dice_weight * dice,
+            "focal": self.focal_weight * cross_entropy(voxels, self.class_weights, gamma=self.gamma),
+        }
 
 
 def check_class_weights(weights: Tensor | None, logits: Tensor) -> None:
