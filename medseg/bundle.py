@@ -1,7 +1,8 @@
 """Bundles: what every training writes and every prediction reads.
 
 A folder, or a zip of one, with `configs/recipe.json` (merged), `configs/metadata.json` and `models/model.pt` (weights
-alone). Only the data half of the recipe is resolved, so opening a bundle runs nothing of it.
+alone); the folds of an ensemble have `models/fold_0.pt` and so on instead. Only the data half of the recipe is
+resolved, so opening a bundle runs nothing of it.
 """
 
 import io
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
+FOLD_WEIGHTS = "models/fold_{}.pt"  # of an ensemble
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 
 
@@ -109,36 +111,65 @@ class Bundle:
         except ConfigError as error:
             raise ConfigError(f"model '{self.name}', {error}") from error
 
-    def network(self) -> "nn.Module":
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds of an ensemble, whose logits are averaged; empty for a single model."""
+        return _folds(self.metadata)
+
+    def network(self, fold: int | None = None) -> "nn.Module":
         """The network with its weights, on the CPU, in evaluation mode.
 
+        Args:
+            fold: which one's weights, for an ensemble.
+
         Raises:
-            ConfigError: if the weights cannot be read or belong to another network.
+            ConfigError: if the weights cannot be read or belong to another network, or there is no such fold.
         """
         network: nn.Module = self.build("network_def")
+        weights = self._weights_file(fold)
         try:
-            different = network.load_state_dict(self._state_dict(), strict=False)
+            different = network.load_state_dict(self.state_dict(fold), strict=False)
         except (RuntimeError, TypeError, AttributeError) as error:  # another shape, no mapping, no tensors
-            raise ConfigError(f"{WEIGHTS} of model '{self.name}' is not of its network_def: {error}") from error
+            raise ConfigError(f"{weights} of model '{self.name}' is not of its network_def: {error}") from error
         for keys, what in ((different.missing_keys, "lacks"), (different.unexpected_keys, "has unexpected")):
             if keys:
                 raise ConfigError(
-                    f"{WEIGHTS} of model '{self.name}' {what} {len(keys)} weights ({', '.join(keys[:3])}, ...); "
+                    f"{weights} of model '{self.name}' {what} {len(keys)} weights ({', '.join(keys[:3])}, ...); "
                     "use the network_def it was trained with"
                 )
         return network.eval()
 
-    def _state_dict(self) -> dict[str, "Tensor"]:
+    def state_dict(self, fold: int | None = None) -> dict[str, "Tensor"]:
+        """The weights alone, on the CPU; of an ensemble those of a fold.
+
+        Raises:
+            ConfigError: if they cannot be read, or there is no such fold.
+        """
         import torch
 
         try:
-            content = io.BytesIO(read_member(self.root, WEIGHTS))
+            content = io.BytesIO(read_member(self.root, self._weights_file(fold)))
             return torch.load(content, map_location="cpu", weights_only=True)
+        except ConfigError:
+            raise
         except Exception as error:  # torch names no set of errors for a broken file
             raise ConfigError(
-                f"{WEIGHTS} of model '{self.name}' cannot be read as plain weights; "
+                f"{self._weights_file(fold)} of model '{self.name}' cannot be read as plain weights; "
                 f"copy the bundle again ({type(error).__name__})"
             ) from error
+
+    def _weights_file(self, fold: int | None) -> str:
+        if fold is None and not self.folds:
+            return WEIGHTS
+        if fold is None:
+            raise ConfigError(
+                f"model '{self.name}' is an ensemble of {len(self.folds)} folds, and one model is asked for; reduce it "
+                "first: medseg bundle reduce MODEL OUT"
+            )
+        if fold not in self.folds:
+            has = f"has the folds {', '.join(map(str, self.folds))}" if self.folds else "is no ensemble of folds"
+            raise ConfigError(f"fold {fold}: model '{self.name}' {has}; choose another")
+        return FOLD_WEIGHTS.format(fold)
 
     def _literal(self, id: str) -> Any:
         return data_half.literal(self.recipe, id)
@@ -160,8 +191,9 @@ def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
         recipe, metadata = (json.loads(read_member(root, name)) for name in (RECIPE, METADATA))
         if not isinstance(recipe, dict) or not isinstance(metadata, dict):
             raise ValueError("each JSON file must hold an object")
-        if not has_member(root, WEIGHTS):
-            raise FileNotFoundError(f"no {WEIGHTS}")
+        for weights in [FOLD_WEIGHTS.format(fold) for fold in _folds(metadata)] or [WEIGHTS]:
+            if not has_member(root, weights):
+                raise FileNotFoundError(f"no {weights}")
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"model '{model}' is not a whole bundle ({RECIPE}, {METADATA}, {WEIGHTS}): {error}; copy it again"
@@ -170,6 +202,10 @@ def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
     if wrong:
         raise ConfigError(f"model '{model}' has a recipe that cannot be used: {'; '.join(wrong)}")
     return Bundle(root, recipe, metadata)
+
+
+def _folds(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(fold) for fold in metadata.get("ensemble", {}).get("folds", ()))
 
 
 def write_bundle(

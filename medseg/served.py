@@ -14,7 +14,7 @@ def _load_pyfunc(path: str) -> "ServedBundle":  # the name that MLflow calls
 
 
 class ServedBundle:
-    """A bundle's network and inferer, on the CPU.
+    """A bundle's network and inferer, on the CPU; of an ensemble the mean logits of its folds.
 
     Args:
         path: the bundle's folder.
@@ -22,7 +22,10 @@ class ServedBundle:
 
     def __init__(self, path: str) -> None:
         bundle = open_bundle(path)
-        self.network, self.inferer = bundle.network(), bundle.build("inferer")
+        self.networks, self.inferer = (
+            [bundle.network(fold) for fold in bundle.folds or (None,)],
+            bundle.build("inferer"),
+        )
         self.activation = bundle.activation
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> "NDArray[np.float32]":
@@ -36,7 +39,7 @@ class ServedBundle:
 
         images = torch.as_tensor(model_input["image"] if isinstance(model_input, dict) else model_input)
         with torch.inference_mode():
-            logits = [self.inferer(image[None], self.network) for image in images]
-        stacked = torch.cat(logits).float()
+            folds = [torch.cat([self.inferer(image[None], network) for image in images]) for network in self.networks]
+        stacked = torch.stack(folds).float().mean(dim=0)
         probabilities = stacked.sigmoid() if self.activation == "sigmoid" else stacked.softmax(dim=1)
         return probabilities.numpy()

@@ -1,7 +1,16 @@
 """From scans to masks: windows, one case, a folder. Loads neither MONAI nor MLflow nor matplotlib."""
 
 from medseg.inference.batch import predict_folder
-from medseg.inference.predictor import Predictor
+from medseg.inference.ensemble import reduce_ensemble, write_ensemble
+from medseg.inference.predictor import Predictor, ensemble_logits
 from medseg.inference.sliding_window import SliceBySlice, SlidingWindow
 
-__all__ = ["Predictor", "SliceBySlice", "SlidingWindow", "predict_folder"]
+__all__ = [
+    "Predictor",
+    "SliceBySlice",
+    "SlidingWindow",
+    "ensemble_logits",
+    "predict_folder",
+    "reduce_ensemble",
+    "write_ensemble",
+]
