@@ -50,7 +50,7 @@ class MaskCode:
         meanings = dict(labels)
         if ignore_label is not None and ignore_label not in labels.values():
             meanings["ignore"] = ignore_label
-        self.labels = self._meanings(given, meanings, ignore_label)
+        self.label_of = self._meanings(given, meanings, ignore_label)
         self.threshold = threshold
         if threshold is not None:
             self._check_threshold(threshold)
@@ -74,13 +74,13 @@ class MaskCode:
         if self.threshold is None:
             return self._decoded(pixels, name)
         above = pixels >= self.threshold  # type: ignore[operator]
-        sides = {int(code) >= self.threshold: value for code, value in self.labels.items() if isinstance(code, int)}
+        sides = {int(code) >= self.threshold: value for code, value in self.label_of.items() if isinstance(code, int)}
         return np.where(above, np.uint8(sides[True]), np.uint8(sides[False]))
 
     def _decoded(self, codes: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
         label = np.zeros(codes.shape, dtype=np.uint8)
         known = np.zeros(codes.shape, dtype=bool)
-        for code, value in self.labels.items():
+        for code, value in self.label_of.items():
             found = codes == (code if isinstance(code, int) else _packed(np.array(code)))
             label[found] = value
             known |= found
@@ -124,11 +124,11 @@ class MaskCode:
     def _check_threshold(self, threshold: int) -> None:
         if self.by_color:
             raise ConfigError("mask_threshold: needs gray masks; use mask_values instead of mask_colors")
-        above = [code for code in self.labels if isinstance(code, int) and code >= threshold]
-        if len(self.labels) != 2 or len(above) != 1:
+        above = [code for code in self.label_of if isinstance(code, int) and code >= threshold]
+        if len(self.label_of) != 2 or len(above) != 1:
             raise ConfigError(
-                f"mask_threshold: {threshold} must lie between the mask values of two labels, got {list(self.labels)}; "
-                "with more labels, export masks without smooth edges"
+                f"mask_threshold: {threshold} must lie between the mask values of two labels, got "
+                f"{list(self.label_of)}; with more labels, export masks without smooth edges"
             )
 
 
