@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from medseg.bundle import Bundle, open_bundle, task_metadata, write_bundle
 from medseg.data import find_scans
 from medseg.data_half import contradictions
 from medseg.errors import DataError
-from medseg.inference import SliceBySlice, SlidingWindow
 from medseg.inference.batch import predict_folder, report_columns
 from medseg.postprocessing import RemoveSmallArea, logits_to_label
 from medseg.preprocessing import ImageToGrid, Range, ScanToGrid, ZScore
@@ -107,22 +107,36 @@ class Bright(torch.nn.Module):
         return torch.stack([torch.zeros_like(image[:, 0]), image[:, 0] - 128 / 255], dim=1)
 
 
-class FakeBundle:
-    """A model of images that needs no training."""
+RECIPE = {
+    "labels": {"background": 0, "lesion": 1},
+    "regions": {"lesion": [1]},
+    "lesion_region": "lesion",
+    "channels": RGB,
+    "spatial_dims": 2,
+    "in_channels": 3,
+    "out_channels": 2,
+    "intensity": {"_target_": "medseg.preprocessing.Range"},
+    "patch_size": [8, 8],
+    "network_def": {"_target_": "medseg.networks.UNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 2},
+    "scan_to_grid": {"_target_": "medseg.preprocessing.ImageToGrid", "intensity": "@intensity"},
+    "inferer": {
+        "_target_": "medseg.inference.SliceBySlice",
+        "inferer": {"_target_": "medseg.inference.SlidingWindow", "patch_size": "@patch_size"},
+    },
+    "cleanup": [],
+}
 
-    name, version, precision, synthetic = "bright", "1", "float32", False
-    activation = "softmax"
-    regions, lesion_region, channels, unit = {"lesion": [1]}, "lesion", RGB, "px"
 
-    def network(self):
-        return Bright()
-
-    def build(self, id):
-        parts = {"scan_to_grid": ImageToGrid(intensity=Range()), "cleanup": []}
-        return parts.get(id) if id != "inferer" else SliceBySlice(SlidingWindow((8, 8)))
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """A bundle of images whose network is `Bright`."""
+    metadata = task_metadata({}, RECIPE, name="bright", synthetic=True)
+    write_bundle(tmp_path / "bundle", recipe=RECIPE, metadata=metadata, state_dict={})
+    monkeypatch.setattr(Bundle, "network", lambda *fold: Bright())
+    return open_bundle(tmp_path / "bundle")
 
 
-def test_a_folder_of_images_becomes_masks_and_a_report_in_pixels(tmp_path):
+def test_a_folder_of_images_becomes_masks_and_a_report_in_pixels(bundle, tmp_path):
     rng = np.random.default_rng(0)
     for name, size in (("a.png", (20, 13)), ("deep/b.tif", (9, 31))):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +144,7 @@ def test_a_folder_of_images_becomes_masks_and_a_report_in_pixels(tmp_path):
     Image.fromarray(rng.integers(0, 256, (9, 9)).astype(np.uint8)).save(tmp_path / "in" / "gray.png")
     samples = find_scans(tmp_path / "in", channels=RGB, images=True)
     (tmp_path / "out").mkdir()
-    rows = {row["case_id"]: row for row in predict_folder(samples, tmp_path / "out", FakeBundle())}
+    rows = {row["case_id"]: row for row in predict_folder(samples, tmp_path / "out", bundle)}
     assert rows["gray"]["status"] == "failed"
     assert "'green', 'blue' missing" in rows["gray"]["message"]
     for name, case_id in (("a.png", "a"), ("deep/b.tif", "deep/b")):
