@@ -141,7 +141,7 @@ def recipe_command(name: str, dataset_dir: Path, job_dir: Path, settings: argpar
 
 
 def probed(name: str, threads: int) -> dict[str, Any]:
-    """Parameters, and seconds and memory of one training step at the recipe's patches and batch; the fastest of three."""
+    """Parameters, memory and seconds of a training step at the recipe's patches and batch; the fastest of three."""
     torch.set_num_threads(threads)
     entry = entries()[name]
     spatial_dims = dimensions(entry)
