@@ -4,8 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.crf import CRFasRNN, DenseCRF, GaussianKernels, mean_field, potts
+from medseg.crf.sums import GridSums
 from medseg.errors import ConfigError
 
 SIZES = {2: (9, 7), 3: (5, 4, 3)}
@@ -150,6 +152,44 @@ def test_a_grid_with_one_cell_a_voxel_is_exact(spatial_dims: int) -> None:
     grid = dataclasses.replace(exact, method="grid", resolution=64)
     for a, b in zip(grid.messages(image, spacing), exact.messages(image, spacing), strict=True):
         np.testing.assert_allclose(a(values), b(values), atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(301, 7), (5, 149, 2), (3, 2, 149)])
+def test_a_long_grid_is_the_product_with_the_whole_kernel(size: tuple[int, ...]) -> None:
+    values = torch.rand(2, *size, dtype=torch.float64)
+    widths = [1.3 + 0.7 * axis for axis in range(len(size))]
+    expected = values.numpy()
+    for axis, (n, width) in enumerate(zip(size, widths, strict=True), start=1):
+        place = np.arange(n)
+        kernel = np.exp(-0.5 * ((place[:, None] - place) / width) ** 2)
+        expected = np.moveaxis(np.tensordot(kernel, expected, axes=(1, axis)), 0, axis)
+    sums = GridSums(widths, torch.zeros(0, *size, dtype=torch.float64), resolution=99.0)
+    np.testing.assert_allclose(sums(values), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", [(401, 299), (151, 149, 3)])
+def test_sums_on_a_grid_are_their_own_transpose(size: tuple[int, ...]) -> None:
+    image = torch.rand(1, *size, dtype=torch.float64) * 9
+    one, other = torch.rand(2, 1, *size, dtype=torch.float64)
+    sums = GridSums([5.0] * len(size), image)
+    torch.testing.assert_close((sums(one) * other).sum(), (sums(other) * one).sum(), rtol=1e-11, atol=0)
+
+
+def test_work_grows_with_the_voxels_and_not_with_the_length_of_an_axis() -> None:
+    counts = []
+    for length in (401, 802):
+        image = torch.rand(1, length, 48) * 90
+        with FlopCounterMode(display=False) as counter:
+            DenseCRF().refine(torch.randn(2, length, 48), image, (1.0, 1.0))
+        counts.append(counter.get_total_flops())
+    assert counts[1] < 2.1 * counts[0]
+
+
+def test_an_axis_of_one_voxel_costs_nothing() -> None:
+    image, values = torch.rand(1, 61, 53) * 90, torch.rand(3, 61, 53)
+    flat, thin = GridSums([6.0, 5.0], image / 25), GridSums([6.0, 5.0, 8.0], image[..., None] / 25)
+    assert thin.cells == [*flat.cells, 1]
+    torch.testing.assert_close(thin(values[..., None])[..., 0], flat(values))
 
 
 @pytest.mark.parametrize("method", ["exact", "grid"])

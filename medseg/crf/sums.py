@@ -7,7 +7,7 @@ their kernel widths.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from math import prod
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from medseg.errors import ConfigError
 PAIRS_AT_ONCE = 2**24  # 64 MB of float32 kernel
 FEWEST_VOXELS_PER_CELL = 2.0  # below that a coarser grid saves nothing: one cell a voxel, which is exact
 MOST_CELLS = 2**25  # 134 MB of float32 a class
+REACH_WIDTHS = 6.0  # beyond, a Gaussian is below 2e-8 of its height, less than float32 can add to it
+ROWS_AT_ONCE = 32  # of a band: fewer make small matrix products, more multiply zeros
+SHORT_ROWS = 8  # batches of products with fewer columns are slower than copying the axis to the end
 
 
 class PairSums:
@@ -94,8 +97,9 @@ class GridSums:
         flat = values.flatten(1)
         grid = self._spread(flat) if self.coarse else flat
         grid = grid.view(-1, *self.cells)
-        for axis, blur in enumerate(self.blurs, start=-len(self.blurs)):
-            grid = along(blur, grid, axis)
+        for axis, (blur, on_axis) in enumerate(zip(self.blurs, self.axes, strict=True), start=-len(self.blurs)):
+            if len(blur) > 1:
+                grid = along(blur, grid, axis, reach=on_axis.reach)
         grid = grid.flatten(1)
         return (self._read(grid) if self.coarse else grid).view_as(values)
 
@@ -140,24 +144,36 @@ class _Axis:
         self.below = cell.floor().long()
         self.above = cell - self.below  # share of the upper cell
         self.cells = int(self.below.max()) + (2 if step else 1)
+        self.variance = width**2 - step**2 / 3  # of the blur
+        self.reach = ceil(REACH_WIDTHS * self.variance**0.5 / (step or 1.0))  # of the blur, in cells
 
     def blur(self) -> Tensor:
-        """Weights `(cells, cells)` that, with linear spreading and reading, make a Gaussian of height 1."""
-        variance = self.width**2 - self.step**2 / 3
-        position = torch.arange(self.cells, dtype=torch.float64) * (self.step or 1.0)
-        gaussian = torch.exp(-0.5 * (position[:, None] - position).square() / variance)
-        return gaussian * (self.width / variance**0.5)
+        """Weights `(cells, cells)` that, with linear spreading and reading, make a Gaussian of height 1; a band."""
+        cell = torch.arange(self.cells, dtype=torch.float64)
+        apart = cell[:, None] - cell
+        gaussian = torch.exp(-0.5 * (apart * (self.step or 1.0)).square() / self.variance)
+        return gaussian * (apart.abs() <= self.reach) * (self.width / self.variance**0.5)
 
 
 def _spatial_axis(size: int, width: float, resolution: float, *, shape: Sequence[int]) -> _Axis:
     step = width / resolution
     position = torch.arange(size, dtype=torch.float64).view(*shape)
-    return _Axis(position, width, step if step >= FEWEST_VOXELS_PER_CELL else 0.0)
+    saves = step >= FEWEST_VOXELS_PER_CELL and (size - 1) // step + 2 < size
+    return _Axis(position, width, step if saves else 0.0)
 
 
-def along(matrix: Tensor, values: Tensor, axis: int) -> Tensor:
-    """Multiply `matrix` `(m, n)` along a negative `axis` of length n; no copy to move axes."""
-    if axis == -1:
-        return values @ matrix.T
-    multiplied = matrix @ values.flatten(axis + 1)
-    return multiplied.view(*multiplied.shape[:-1], *values.shape[axis + 1 :])
+def along(band: Tensor, values: Tensor, axis: int, *, reach: int) -> Tensor:
+    """Multiply `band` `(n, n)`, zero farther than `reach` from its diagonal, along a negative `axis` of length n."""
+    size, columns = len(band), prod(values.shape[axis:]) // len(band)
+    grouped = values.reshape(-1, size, columns)
+    short = columns < SHORT_ROWS
+    if short:
+        grouped = grouped.transpose(1, 2).reshape(-1, size)
+    multiplied = torch.empty_like(grouped)
+    for first in range(0, size, ROWS_AT_ONCE):
+        here, near = slice(first, first + ROWS_AT_ONCE), slice(max(0, first - reach), first + ROWS_AT_ONCE + reach)
+        rows = band[here, near]
+        multiplied[:, here] = grouped[:, near] @ rows.T if short else rows @ grouped[:, near]
+    if short:
+        multiplied = multiplied.view(-1, columns, size).transpose(1, 2)
+    return multiplied.reshape(values.shape)
