@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 
 from medseg.errors import ConfigError, DataError
 from medseg.writing import aside
+from workflows import distributed
 
 if TYPE_CHECKING:
     from workflows.experiment import Experiment
@@ -134,7 +135,16 @@ class Checkpoints:
             )
         for name, part in self.parts.items():
             part.load_state_dict(checkpoint[name])
-        engine.state.epoch, engine.state.iteration = checkpoint["epoch"], checkpoint["iteration"]
+        engine.state.epoch = checkpoint["epoch"]
+        engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
+        before, now = checkpoint.get("processes", 1), distributed.processes()
+        if before != now:
+            logger.warning(
+                "the training ran in %d processes and now in %d: the weights will differ in the last digits, and by "
+                "more if that changes batch_size",
+                before,
+                now,
+            )
         if checkpoint["device"] != str(engine.state.device):
             logger.warning(
                 "the device was %s and is now %s: the weights will differ in the last digits",
@@ -147,11 +157,14 @@ class Checkpoints:
             self._write(engine)
 
     def _write(self, engine: Engine) -> None:
+        if not distributed.is_first():
+            return
         state = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "seed": self.seed,
             "run_id": self.experiment.run.run_id,
             "device": str(engine.state.device),
+            "processes": distributed.processes(),
         }
         write_checkpoint(state | {name: part.state_dict() for name, part in self.parts.items()}, self.experiment.folder)

@@ -4,6 +4,7 @@ import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from medseg.metrics import count_cases, mean_over_cases, region_overlap
 from medseg.preprocessing import Intensity, Window
 from medseg.reading import MaskCode, Scan, Unit, read_channels, read_label
 from medseg.report.pictures import curves_picture, image_picture, overlay_picture
-from workflows import recipe
+from workflows import distributed, recipe
 from workflows.experiment import Experiment
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,15 @@ class CaseTable(Metric):
         return means
 
     def compute(self) -> float:
-        """Mean over the regions of their mean Dice; regions that no case has do not count."""
+        """Mean over the regions of their mean Dice; regions that no case has do not count.
+
+        Of several processes each has judged its share; from here on all know all cases.
+        """
+        found = distributed.gathered((self.overlaps, self._judged))
+        cases = [list(overlaps.items()) for overlaps, _ in found]
+        self.overlaps = dict(case for dealt in zip_longest(*cases) for case in dealt if case is not None)
+        packed = {judged[1]: judged for _, each in found for judged in each}
+        self._judged = [packed[case_id] for case_id in self.overlaps]
         dice = [self.means()[f"{region}_dice"] for region in self.regions]
         present = [value for value in dice if not np.isnan(value)]
         return float(np.mean(present)) if present else 0.0
@@ -200,7 +209,8 @@ class TrackCases:
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self._track)
+        if distributed.is_first():
+            engine.add_event_handler(Events.COMPLETED, self._track)
 
     def _track(self, engine: SupervisedEvaluator) -> None:
         means = self.table.means()

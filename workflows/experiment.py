@@ -18,19 +18,28 @@ from medseg import tracking
 from medseg.bundle import task_metadata, write_bundle
 from medseg.data import Cases
 from medseg.notices import SYNTHETIC
-from workflows import recipe, resuming
+from workflows import distributed, recipe, resuming
 from workflows.checkpoints import newest_checkpoint
 from workflows.failure import ended_by_signals, failure_line
+from workflows.fold_runs import end_with_launcher, note_fold, parent_id
 
 logger = logging.getLogger(__name__)
 
-PLACES = ("dataset_dir", "scans_dir", "model", "resume")  # of this machine: a bundle must not name them
+PLACES = (
+    "dataset_dir",
+    "splits",
+    "part_of",
+    "scans_dir",
+    "model",
+    "resume",
+    "pretrained_model",
+)  # of this machine: a bundle must not name them
 
 
 class Experiment:
     """The run that trainer, validator and evaluators share.
 
-    Nothing is written until `running` begins.
+    Nothing is written until `running` begins. Of several processes the first alone records and writes.
 
     Args:
         output_dir: folder of all runs; holds the MLflow store.
@@ -39,6 +48,7 @@ class Experiment:
         cases: the data of the run, for its fingerprint.
         dataset_dir: where they come from; says whether they are synthetic.
         metadata: file with the metadata that the bundle's own starts from.
+        part_of: run folder of the cross-validation that this is a fold of.
 
     Attributes:
         results: the latest value of every metric.
@@ -53,11 +63,13 @@ class Experiment:
         cases: Cases,
         dataset_dir: str,
         metadata: str = "configs/metadata.json",
+        part_of: str | None = None,
     ) -> None:
         self.output_dir, self.experiment_name, self.run_name = Path(output_dir), experiment_name, run_name
         self.cases, self.synthetic = cases, is_synthetic(Path(dataset_dir))
         self.metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
         self.results: dict[str, float] = {}
+        self.part_of = None if part_of is None else Path(part_of)
         self._run: tracking.Run | None = None
         self._resumed: Path | None = None
         self._checkpoint: dict[str, Any] | None = None
@@ -74,17 +86,39 @@ class Experiment:
             resume: None, or the folder of the run to continue, wherever it has been moved.
 
         Raises:
+            ConfigError: as `reopen`.
+            DataError: as `reopen`, and if the run has no checkpoint that can be read.
+        """
+        if folder := self.reopen(resume):
+            self._checkpoint = newest_checkpoint(folder)
+
+    def reopen(self, resume: Any = None) -> Path | None:
+        """Find out whether the run can be recorded and, if asked, go on as it was started.
+
+        Args:
+            resume: None, or the folder of the run to continue, wherever it has been moved.
+
+        Returns:
+            The folder of the run to continue.
+
+        Raises:
             ConfigError: if `resume` is anything else, the recipe would train something else than that run, or MLflow's
                 store cannot be reached.
-            DataError: if the data differ from the run's, or it has no checkpoint that can be read.
+            DataError: if the data differ from the run's.
         """
         if resume is not None:
             folder = resuming.run_folder(resume)
             resuming.check_recipe(folder, recipe.merged_recipe())
             resuming.check_data(folder, self.data)
-            self._checkpoint = newest_checkpoint(folder)
             self._resumed, self.output_dir = folder, folder.parent
-        tracking.check_store(self.output_dir)
+        if self.records:
+            tracking.check_store(self.output_dir)
+        return self._resumed
+
+    @property
+    def records(self) -> bool:
+        """Whether this process tracks and writes."""
+        return distributed.is_first()
 
     def take_checkpoint(self) -> dict[str, Any] | None:
         """The checkpoint to continue from, once; None for a new run."""
@@ -111,26 +145,46 @@ class Experiment:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Open the run and record what it is made of; close it as FINISHED, FAILED or KILLED."""
+        distributed.wait()  # no run is opened before all processes have prepared their cases
+        if not self.records:
+            with distributed.telling_the_first():
+                yield
+            return
         with ended_by_signals():
             self._run = self._open()
             try:
-                self._record()
-                yield
+                with distributed.hearing_the_others(self._fail):
+                    self._record()
+                    yield
             except (KeyboardInterrupt, SystemExit):
                 self.run.finish("KILLED")
                 raise
             except Exception as error:
-                with suppress(OSError):  # a full disk must not hide what filled it
-                    (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-                self.run.finish("FAILED", error=failure_line(error), traceback=traceback.format_exc())
+                self._fail(failure_line(error), traceback.format_exc())
                 raise
             else:
                 self.run.finish("FINISHED")
 
+    def _fail(self, line: str, trace: str) -> None:
+        """Close the run as FAILED."""
+        with suppress(OSError):  # a full disk must not hide what filled it
+            (self.folder / "error.txt").write_text(trace, encoding="utf-8")
+        self.run.finish("FAILED", error=line, traceback=trace)
+
     def _open(self) -> tracking.Run:
         if self._resumed:
-            return tracking.resume_run(self._resumed)
-        return tracking.start_run(runs_dir=self.output_dir, experiment=self.experiment_name, name=self.run_name)
+            run = tracking.resume_run(self._resumed)
+        else:
+            run = tracking.start_run(
+                runs_dir=self.output_dir,
+                experiment=self.experiment_name,
+                name=self.run_name,
+                parent=parent_id(self.part_of) if self.part_of else None,
+            )
+        if self.part_of and self.part_of.is_dir():  # a fold may have been moved, and be resumed alone
+            note_fold(self.part_of, recipe.merged_recipe()["fold"], run.folder)
+            end_with_launcher()
+        return run
 
     def _record(self) -> None:
         resuming.record(self.folder, recipe.merged_recipe() | {"resume": None}, self.data)
@@ -144,7 +198,8 @@ class Experiment:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep numbers of an epoch for the next `flush`."""
         self.results |= metrics
-        self.run.log_metrics(metrics, step=step)
+        if self.records:
+            self.run.log_metrics(metrics, step=step)
 
     def log_cases(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Write a table with one row a case into the run."""
@@ -155,6 +210,8 @@ class Experiment:
 
         What held-out cases have shown by now goes into its metadata.
         """
+        if not self.records:
+            return
         merged = recipe.merged_recipe()
         merged |= {place: None for place in PLACES if place in merged}
         held_out = {
@@ -169,17 +226,20 @@ class Experiment:
 
     def best_weights(self) -> dict[str, Tensor]:
         """Weights of the bundle as it stands now."""
-        weights: dict[str, Tensor] = torch.load(
-            self.folder / "bundle" / "models" / "model.pt", weights_only=True, map_location="cpu"
-        )
-        return weights
+        weights: dict[str, Tensor] | None = None
+        if self.records:
+            weights = torch.load(self.folder / "bundle" / "models" / "model.pt", weights_only=True, map_location="cpu")
+        return distributed.from_first(weights)
 
     def record_bundle(self) -> None:
         """Record the bundle as it stands now as MLflow's model of the run."""
-        self.run.log_model(self.folder / "bundle")
+        if self.records:
+            self.run.log_model(self.folder / "bundle")
 
     def summarize(self) -> None:
         """Say where everything is."""
+        if not self.records:
+            return
         for name in ("bundle", "pictures"):
             if (self.folder / name).is_dir():
                 logger.info("%-9s %s", f"{name}:", self.folder / name)

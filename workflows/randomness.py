@@ -11,12 +11,15 @@ changes from run to run, so that weights agree in the leading digits only.
 
 import random
 from collections.abc import Iterator, Sized
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch.utils.data import Dataset, Sampler
+
+from workflows import distributed
 
 ORDER, STATES = 0, 1  # what a stream is for; NumPy promises that streams of `RandomState` never change
 SEEDS = 2**32
@@ -25,25 +28,39 @@ SEEDS = 2**32
 class EpochSampler(Sampler[tuple[int, int]]):
     """The samples of an epoch in random order, each as `(index, seed)`; order and seeds follow from (seed, epoch).
 
+    Several processes deal the same order among them: each gets its share of every batch, so that together they compute
+    what one process would. If the samples cannot be shared evenly, the first ones of the epoch come twice.
+
     Args:
         dataset: what is sampled.
         seed: of the training.
+        batch_size: of all processes together.
 
     Attributes:
         epoch: which one the next iteration deals; see `SeedEpochs`.
     """
 
-    def __init__(self, dataset: Sized, *, seed: int) -> None:
+    def __init__(self, dataset: Sized, *, seed: int, batch_size: int = 1) -> None:
         self.size, self.seed, self.epoch = len(dataset), seed, 1
+        self.batch_size, self.rank, self.processes = batch_size, distributed.rank(), distributed.processes()
 
     def __len__(self) -> int:
-        return self.size
+        return -(-self.size // self.processes)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         draw = _stream(self.seed, self.epoch, ORDER)
         order = draw.permutation(self.size)
         seeds = draw.randint(SEEDS, size=self.size, dtype=np.uint64)
-        return iter([(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)])
+        return iter(self._share([(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)]))
+
+    def _share(self, dealt: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """This process's part of each batch."""
+        if self.processes == 1:
+            return dealt
+        even = list(islice(cycle(dealt), len(self) * self.processes))
+        batches = [even[start : start + self.batch_size] for start in range(0, len(even), self.batch_size)]
+        shares = [(batch, len(batch) // self.processes) for batch in batches]
+        return [pair for batch, own in shares for pair in batch[self.rank * own : (self.rank + 1) * own]]
 
 
 class SeededSamples(Dataset[Any]):

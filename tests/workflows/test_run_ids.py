@@ -63,9 +63,12 @@ def test_a_training_leaves_a_whole_bundle_pictures_tables_and_a_finished_run(tra
     loss = client.get_metric_history(run.info.run_id, "train_loss")
     assert [point.step for point in loss] == [1, 2]
     assert all(math.isfinite(point.value) for point in loss)
-    assert {"validation_liver_dice", "validation_mean_dice", "learning_rate", "patches_per_second"} <= set(
+    assert {"validation_liver_dice", "validation_mean_dice", "learning_rate", "samples_per_second"} <= set(
         run.data.metrics
     )
+    parts = [run.data.metrics[f"loss_{name}"] for name in ("dice", "cross_entropy")]
+    assert sum(parts) == pytest.approx(run.data.metrics["train_loss"], rel=1e-5)
+    assert 0 <= run.data.metrics["data_wait_share"] < 1
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"bundle", "validation_cases.csv", "held_out_cases.csv", "pictures", "recipe.json"} <= artifacts
 

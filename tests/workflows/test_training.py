@@ -2,11 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from torch import nn
 
+from medseg.errors import ConfigError
 from medseg.losses import DiceCrossEntropy
 from medseg.networks import UNet
-from workflows.training import KeepBest, TrainingStep, WarmupCosine, warmup_cosine
+from workflows.training import KeepBest, StopEarly, TrainingStep, prepared_network
 
 
 def engine_for(network: nn.Module, *, learning_rate: float = 0.01) -> SimpleNamespace:
@@ -15,7 +17,7 @@ def engine_for(network: nn.Module, *, learning_rate: float = 0.01) -> SimpleName
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=learning_rate),
         loss_function=DiceCrossEntropy(),
-        state=SimpleNamespace(device=torch.device("cpu"), output=None, epoch=4),
+        state=SimpleNamespace(device=torch.device("cpu"), output=None, epoch=4, iteration=1, epoch_length=5),
     )
 
 
@@ -24,26 +26,6 @@ def half_bright() -> dict[str, torch.Tensor]:
     label = torch.zeros(2, 1, 12, 10, 8, dtype=torch.uint8)
     label[:, :, :6] = 1
     return {"image": label + 0.1 * torch.randn(label.shape), "label": label}
-
-
-def test_the_rate_rises_linearly_and_falls_along_a_cosine() -> None:
-    factor = WarmupCosine(steps=100, warmup_steps=10)
-    assert [factor(step) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
-    assert factor(10) == pytest.approx(1.0)
-    assert factor(55) == pytest.approx(0.5)  # half way between 10 and 100
-    assert factor(100) == pytest.approx(0.0, abs=1e-6)
-    assert factor(200) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_warmup_never_takes_more_than_half_of_a_short_training() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler = warmup_cosine(optimizer, steps=4, warmup_steps=100)
-    rates = []
-    for _ in range(4):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert max(rates) == 2.0
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -99,3 +81,108 @@ def test_the_best_weights_are_kept_and_later_worse_ones_are_not_even_after_a_res
     resumed.load_state_dict(keep.state_dict())
     judge(resumed, network, [(4.0, 0.7), (5.0, 0.9)])
     assert written == [1.0, 2.0, 5.0]
+
+
+def flat(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor[..., 0] for name, tensor in batch.items()}
+
+
+def test_accumulated_batches_make_the_update_of_one_large_batch() -> None:
+    batches = [flat(half_bright()) for _ in range(3)]
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in ("image", "label")}
+    networks = [UNet(2, 1, 2, widths=(4, 8)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    engines = [engine_for(network) for network in networks]
+    for engine in engines:
+        engine.loss_function = torch.nn.CrossEntropyLoss()
+        engine.optimizer = torch.optim.SGD(engine.network.parameters(), lr=0.1)
+    for batch in (*batches, whole):
+        batch["label"] = batch["label"][:, 0].long()
+    TrainingStep(precision="float32")(engines[0], whole)
+    step = TrainingStep(precision="float32", accumulation_steps=3)
+    updated = []
+    for iteration, batch in enumerate(batches, start=1):
+        engines[1].state.iteration = iteration
+        updated.append(step(engines[1], batch)["updated"])
+    assert updated == [False, False, True]
+    for ours, theirs in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_is_left_of_an_epoch_is_an_update_of_its_own() -> None:
+    engine = engine_for(UNet(2, 1, 2, widths=(4, 8)))  # epochs of five batches
+    step, batch = TrainingStep(accumulation_steps=2), flat(half_bright())
+    updated = []
+    for iteration in range(1, 11):
+        engine.state.iteration = iteration
+        updated.append(step(engine, batch)["updated"])
+    assert updated == [False, True, False, True, True] * 2
+
+
+def test_a_step_tells_the_parts_of_the_loss() -> None:
+    found = TrainingStep()(engine_for(UNet(2, 1, 2, widths=(4, 8))), flat(half_bright()))
+    assert found["loss_dice"] + found["loss_cross_entropy"] == pytest.approx(float(found["loss"]))
+
+
+def test_a_compiled_network_keeps_the_names_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="eager"))
+    engine = engine_for(UNet(2, 1, 2, widths=(4, 8)))
+    names, before = list(engine.network.state_dict()), engine.network.head.weight.detach().clone()
+    step = TrainingStep(compile=True)
+    step(engine, flat(half_bright()))
+    assert list(engine.network.state_dict()) == names
+    assert not torch.equal(engine.network.head.weight, before)
+    assert step.called is not engine.network
+
+
+@pytest.mark.parametrize("layout", [True, False])
+def test_the_layout_in_memory_is_a_setting(layout: bool) -> None:
+    network = prepared_network(UNet(2, 3, 2, widths=(4, 8)), "cpu", 2, channels_last=layout)
+    weight = network.encoder.stages[0][0][0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == layout
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: TrainingStep(accumulation_steps=0), "accumulation_steps: is 0; give a number of batches, at least 1"),
+        (lambda: StopEarly(None, patience=-1), "patience: is -1; give a number of validations, or 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, says) -> None:
+    with pytest.raises(ConfigError, match=says):
+        make()
+
+
+def epochs_of(scores: list[float], *, patience: int, first: int = 1, keep: KeepBest | None = None) -> int:
+    """The epoch in which a training ends whose validations give these scores."""
+    experiment = SimpleNamespace(write_bundle=lambda weights: None, log_metrics=lambda metrics, step: None)
+    keep = keep or KeepBest(experiment, nn.Linear(1, 1))
+    trainer = Engine(lambda engine, batch: None)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine):
+        score = scores[engine.state.epoch - 1]
+        state = SimpleNamespace(metrics={"mean_dice": score}, key_metric_name="mean_dice", epoch=engine.state.epoch)
+        keep._keep(SimpleNamespace(state=state))
+
+    StopEarly(keep, patience=patience).attach(trainer)
+    trainer.state.epoch, trainer.state.epoch_length, trainer.state.max_epochs = first - 1, 1, len(scores)
+    trainer.run([0], max_epochs=len(scores))
+    return trainer.state.epoch
+
+
+def test_a_training_ends_when_validations_no_longer_get_better() -> None:
+    scores = [0.1, 0.5, 0.4, 0.6, 0.6, 0.5, 0.9, 0.9]
+    assert epochs_of(scores, patience=2) == 6
+    assert epochs_of(scores, patience=1) == 3
+    assert epochs_of(scores, patience=0) == epochs_of(scores, patience=3) == 8
+
+
+def test_patience_goes_on_after_a_resume() -> None:
+    experiment = SimpleNamespace(write_bundle=lambda weights: None, log_metrics=lambda metrics, step: None)
+    for since, ends in ((0, 5), (1, 4), (2, 3)):
+        keep = KeepBest(experiment, nn.Linear(1, 1))
+        keep.load_state_dict({"best": 0.9, "since": since})
+        assert epochs_of([0, 0, 0, 0.1, 0.2, 0.3], patience=2, first=4, keep=keep) == ends
