@@ -9,7 +9,14 @@ from torch.nn.functional import softplus
 from medseg.errors import ConfigError
 from medseg.losses.heads import over_heads, parts_over_heads, total
 from medseg.losses.softmax import check_class_weights
-from medseg.losses.targets import RegionTargets, at_least_float32, check_classes, merged_sets, region_targets
+from medseg.losses.targets import (
+    RegionTargets,
+    at_least_float32,
+    check_classes,
+    class_numbers,
+    merged_sets,
+    region_targets,
+)
 from medseg.losses.terms import Sums, dice_loss
 
 
@@ -54,6 +61,7 @@ class BinaryCrossEntropy(nn.Module):
             )
         check_class_weights(self.class_weights, logits)
         check_classes(self.merged, logits.shape[1])
+        class_numbers(label, logits.shape[1], self.ignore_label, self.merged)  # refuses what would be no class at all
         targets = region_targets(label, [[value] for value in range(logits.shape[1])], self.ignore_label, self.merged)
         return binary_cross_entropy(at_least_float32(logits), targets, self.class_weights)
 
@@ -66,7 +74,7 @@ class RegionDiceBinaryCrossEntropy(nn.Module):
     `medseg.postprocessing.region_logits_to_label` leads back to a label.
 
     A `merged` voxel counts for the regions that its classes agree on. A sample in which a region is unknown somewhere
-    has no Dice of it.
+    has no Dice of it. A value that no region has is outside of all, as the background is.
 
     Args:
         regions: name -> the label values it is made of, `{"liver": [1, 2], "tumor": [2]}`.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 
 Merged = Mapping[int, tuple[int, ...]]
 
@@ -41,6 +41,9 @@ def softmax_voxels(logits: Tensor, label: Tensor, ignore_label: int | None, merg
     """Log-probabilities of the classes and of each voxel's truth, in float32 (float64 stays).
 
     The probability of a set is the sum over its classes: the marginal of Shi et al., MedIA 2021, arXiv:2007.03868.
+
+    Raises:
+        DataError: if the label has a value that is no class, not ignored and not merged.
     """
     classes = logits.shape[1]
     if classes < 2:
@@ -48,17 +51,33 @@ def softmax_voxels(logits: Tensor, label: Tensor, ignore_label: int | None, merg
     check_classes(merged, classes)
     log_probabilities = at_least_float32(logits).log_softmax(dim=1)
     valid = valid_voxels(label, ignore_label)
-    target = (label if valid is None else label.where(valid, 0)).long()
-    is_set = [label == value for value in merged]
-    for here in is_set:
-        target = target.masked_fill(here, 0)
+    target = class_numbers(label, classes, ignore_label, merged)
     log_true = log_probabilities.gather(1, target)
-    for index, (here, members) in enumerate(zip(is_set, merged.values(), strict=True), start=classes):
-        log_set = reduce(torch.logaddexp, [log_probabilities[:, value : value + 1] for value in members])
+    for index, (value, members) in enumerate(merged.items(), start=classes):
+        here = label == value
+        log_set = reduce(torch.logaddexp, [log_probabilities[:, member : member + 1] for member in members])
         log_true = torch.where(here, log_set, log_true)
         target = target.masked_fill(here, index)
     sets = [*((value,) for value in range(classes)), *merged.values()]
     return SoftmaxVoxels(log_probabilities, log_true, target, valid, sets)
+
+
+def class_numbers(label: Tensor, classes: int, ignore_label: int | None, merged: Merged) -> Tensor:
+    """`label` as int64, 0 where it is ignored or a merged set.
+
+    Raises:
+        DataError: if another value is no class.
+    """
+    numbers = label.long()
+    for value in (*merged, *(() if ignore_label is None else (ignore_label,))):
+        numbers = numbers.masked_fill(label == value, 0)
+    lowest, highest = torch.stack(numbers.aminmax()).tolist()  # one wait for a GPU, which an index beyond would break
+    if lowest < 0 or highest >= classes:
+        raise DataError(
+            f"label has the value {lowest if lowest < 0 else highest}, but the classes run from 0 to {classes - 1}; "
+            "set ignore_label or merged to say what it means, or correct the label"
+        )
+    return numbers
 
 
 def region_targets(
