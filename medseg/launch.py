@@ -43,8 +43,34 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
+def parse_folds(text: str) -> str | list[int]:
+    """`all`, or numbers with commas between them, as the recipe's `chosen_folds`.
+
+    >>> parse_folds("all"), parse_folds("0,2")
+    ('all', [0, 2])
+
+    Raises:
+        ConfigError: if it is anything else.
+    """
+    if text == "all":
+        return text
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise ConfigError(f"--folds: {text!r} is neither all nor numbers such as 0,2")
+    return [int(number) for number in numbers]
+
+
+def run_id_of(run: Path | None, *, folds: str | None) -> str:
+    """The run id that trains: of one model, or of folds where they are asked for or `run` is of such."""
+    return "cross_validation" if folds is not None or (run and (run / "splits.json").is_file()) else "training"
+
+
 def training_arguments(
-    files: Sequence[Path], settings: Sequence[tuple[str, Any]], *, resume: Path | None = None
+    files: Sequence[Path],
+    settings: Sequence[tuple[str, Any]],
+    *,
+    resume: Path | None = None,
+    run_id: str = "training",
 ) -> list[str]:
     """Arguments to `python` that train with the recipe and overlays in `files`.
 
@@ -52,11 +78,14 @@ def training_arguments(
         files: recipe and overlays; none to resume a run with its own recipe.
         settings: as of `parse_setting`.
         resume: folder of the run to continue.
+        run_id: of the recipe.
 
     Raises:
         ConfigError: if there is neither recipe nor run, or the run has no recipe of its own.
     """
-    arguments = ["-m", "monai.bundle", "run", "training"]
+    if resume is not None:
+        settings = [*settings, ("resume", resume.as_posix())]
+    arguments = ["-m", "monai.bundle", "run", run_id]
     if files:
         names = [file.as_posix() for file in files]
         arguments += ["--config_file", names[0] if len(names) == 1 else repr(names)]
@@ -65,9 +94,18 @@ def training_arguments(
     elif not (resume / "recipe.json").is_file():
         raise ConfigError(f"no run to resume in {resume} (recipe.json is missing): give a run's folder, as runs/NAME")
     else:
-        arguments += ["--config_file", (resume / "recipe.json").as_posix(), *BESIDE_A_RECIPE]
-    if resume is not None:
-        settings = [*settings, ("resume", resume.as_posix())]
+        return run_arguments(run_id, resume / "recipe.json", settings)
+    return arguments + _setting_arguments(settings)
+
+
+def run_arguments(run_id: str, recipe: Path, settings: Sequence[tuple[str, Any]]) -> list[str]:
+    """Arguments to `python` for a run id of a recipe that lies in a run's folder."""
+    command = ["-m", "monai.bundle", "run", run_id, "--config_file", recipe.as_posix(), *BESIDE_A_RECIPE]
+    return command + _setting_arguments(settings)
+
+
+def _setting_arguments(settings: Sequence[tuple[str, Any]]) -> list[str]:
+    arguments: list[str] = []
     for key, value in settings:
         arguments += [f"--{key}={_literal(value)}"] if str(value).startswith("-") else [f"--{key}", _literal(value)]
     return arguments

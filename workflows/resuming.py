@@ -14,8 +14,24 @@ from medseg.writing import aside
 logger = logging.getLogger(__name__)
 
 RECIPE, DATA = "recipe.json", "data.json"  # in the run's folder
-PLACES = ("resume", "dataset_dir", "output_dir", "scans_dir", "masks_dir", "model")  # where things are
-HARMLESS = (*PLACES, "device", "num_workers", "cache", "cache_dir", "checkpoint_interval")  # the training stays the same
+PLACES = (
+    "resume",
+    "dataset_dir",
+    "splits",
+    "part_of",
+    "output_dir",
+    "scans_dir",
+    "masks_dir",
+    "model",
+)  # where things are
+HARMLESS = (
+    *PLACES,
+    "device",
+    "num_workers",
+    "cache",
+    "cache_dir",
+    "checkpoint_interval",
+)  # the training stays the same
 
 
 def run_folder(resume: Any) -> Path:
