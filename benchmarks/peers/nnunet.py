@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 EPOCHS = 50
+PREPARED = 6  # batches that nnU-Net keeps ready
 
 
 def main() -> None:
@@ -123,7 +124,8 @@ def nothing(*_: object) -> None:
 def iteration_seconds(settings: argparse.Namespace, workers: int, longest_s: float) -> tuple[float, float]:
     """Seconds of a training and of a validation iteration, after one to warm up.
 
-    At least two are timed, however long they take; then as many as fit into `longest_s`.
+    Batches that workers have prepared in advance are thrown away first: they would hide what preparing costs. At least
+    two iterations are timed, however long they take; then as many as fit into `longest_s`.
     """
     import torch
 
@@ -131,6 +133,8 @@ def iteration_seconds(settings: argparse.Namespace, workers: int, longest_s: flo
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
+    for _ in range(PREPARED + workers if workers else 0):
+        next(trainer.dataloader_train)
     started, done = time.perf_counter(), 0
     while done < 2 or time.perf_counter() - started < longest_s:
         trainer.train_step(next(trainer.dataloader_train))
