@@ -38,7 +38,7 @@ NARROW = {
     "unetplusplus": ("UNetPlusPlus", {"widths": WIDTHS, "deep_supervision": True}),
     "deeplabv1": ("DeepLabV1", {"widths": WIDTHS, "norm": "batch"}),
     "deeplabv2": ("DeepLabV2", {**RESNET}),
-    "deeplabv3": ("DeepLabV3", {**RESNET, "auxiliary_head": True, "multi_grid": (1, 2)}),
+    "deeplabv3": ("DeepLabV3", {**RESNET, "auxiliary_head": True, "multi_grid": (1, 2), "output_stride": 8}),
     "deeplabv3plus": ("DeepLabV3Plus", {**RESNET, "separable": True, "output_stride": 16}),
     "pspnet": ("PSPNet", {**RESNET, "auxiliary_head": True, "graph_reasoning": True}),
 }
@@ -196,16 +196,13 @@ def test_inductor_gives_equal_logits(name, spatial_dims):
         torch.testing.assert_close(torch.compile(network)(image), network(image), atol=1e-4, rtol=1e-4)
 
 
-def phantom_patch(spatial_dims):
-    """A slice or a slab of the phantom through its largest lesion, as `(1, 1, *spatial)` image and label."""
-    case = phantom_case(0, shape=(48, 40, 24))
-    counts = (case.label == 2).sum((0, 1))
-    where = int(counts.argmax())
+def phantom_slices(spatial_dims):
+    """A slice (in 3D two) of the phantom through its largest lesion, as `(1, 1, *spatial)` image and label."""
+    case = phantom_case(0, shape=(96, 80, 40))
+    where = int((case.label == 2).sum((0, 1)).argmax())
     image, label = torch.from_numpy(case.images[0]).float(), torch.from_numpy(case.label).long()
-    image = (image.clamp(-100, 200) + 100) / 300
-    if spatial_dims == 2:
-        return image[None, None, ..., where], label[None, None, ..., where]
-    return image[None, None, 4:44, 4:36, 4:20], label[None, None, 4:44, 4:36, 4:20]
+    chosen = where if spatial_dims == 2 else slice(where - 1, where + 1)
+    return ((image.clamp(-100, 200) + 100) / 300)[None, None, ..., chosen], label[None, None, ..., chosen]
 
 
 @pytest.mark.slow
@@ -213,18 +210,24 @@ def phantom_patch(spatial_dims):
 @every_network
 def test_a_phantom_slice_is_learned_by_heart(name, spatial_dims):
     torch.manual_seed(0)
-    network = narrow(name, spatial_dims).train()
-    image, label = phantom_patch(spatial_dims)
+    class_name, settings = NARROW[name]
+    wider = {"widths": tuple((1 if name == "unet_2015" else 3) * width for width in settings["widths"])}
+    network = getattr(networks, class_name)(spatial_dims, 1, 3, **{**settings, **wider}).train()
+    image, label = phantom_slices(spatial_dims)
     loss = DiceCrossEntropy()
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    losses = []
-    for _ in range(60):
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.005)
+    best = 0.0
+    for _ in range(300):
         optimizer.zero_grad()
-        value = loss(network(image), label)
-        value.backward()
+        logits = network(image)
+        loss(logits, label).backward()
         optimizer.step()
-        losses.append(value.item())
-    assert losses[-1] < 0.6 * losses[0]
+        main = logits if isinstance(logits, torch.Tensor) else logits[0]
+        pred, liver = main.argmax(1, keepdim=True) == 1, label == 1
+        best = max(best, float(2 * (pred & liver).sum() / (pred.sum() + liver.sum())))
+        if best > 0.85:
+            return
+    pytest.fail(f"the best liver Dice is {best:.2f}")
 
 
 @both_dimensions
