@@ -1,7 +1,9 @@
 """Parts that networks share: the one table from `spatial_dims` to layers, norms safe on one voxel, blocks, resizing."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
+from operator import index
+from typing import Literal, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch.nn import functional as F
 from medseg.errors import ConfigError
 
 NormName = Literal["instance", "batch"] | None
+NormSetting = (
+    NormName | Literal["default"]
+)  # of a whole network: None is no norm anywhere, "default" the published form
 ActivationName = Literal["relu", "leaky_relu"]
 InterpolationName = Literal["linear", "nearest"]
 PerLevel = int | Sequence[int | Sequence[int]]  # one number, or one a level; that again one number, or one an axis
@@ -99,7 +104,8 @@ def conv_norm(
 
     The convolution has a bias only where no norm follows (`norm=None`).
     """
-    kernel, step, spread = (per_axis(value, spatial_dims) for value in (kernel_size, stride, dilation))
+    sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+    kernel, step, spread = (per_axis(name, value, spatial_dims) for name, value in sizes.items())
     padding = tuple(size // 2 * rate for size, rate in zip(kernel, spread, strict=True))
     conv = CONV[spatial_dims](
         in_channels,
@@ -111,7 +117,7 @@ def conv_norm(
         groups,
         bias=norm is None,
     )
-    drop = [DROPOUT[spatial_dims](dropout)] if dropout else []
+    drop = [dropout_layer(spatial_dims, dropout)] if dropout else []
     return nn.Sequential(conv, *drop, *norm_layers(norm, out_channels))
 
 
@@ -143,6 +149,11 @@ def conv_norm_act(
     return block.append(activation_layer(activation))
 
 
+def norm_or(own: NormName, norm: NormSetting) -> NormName:
+    """The norm that a network's setting asks for; its `own` for "default"."""
+    return own if norm == "default" else norm
+
+
 def norm_layers(norm: NormName, channels: int) -> list[nn.Module]:
     """The norm in a list; an empty list without one."""
     return [] if norm is None else [choose(NORM, "norm", norm)(channels)]
@@ -151,6 +162,17 @@ def norm_layers(norm: NormName, channels: int) -> list[nn.Module]:
 def activation_layer(activation: ActivationName) -> nn.Module:
     """The activation, working in place."""
     return choose(ACTIVATION, "activation", activation)(inplace=True)
+
+
+def dropout_layer(spatial_dims: int, dropout: float) -> nn.Module:
+    """Dropout of whole channels.
+
+    Raises:
+        ConfigError: for what is not a probability below 1.
+    """
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        raise ConfigError(f"dropout is {dropout!r}; use a probability, from 0 to below 1")
+    return DROPOUT[spatial_dims](float(dropout))
 
 
 class ResidualBlock(nn.Module):
@@ -184,7 +206,7 @@ class ResidualBlock(nn.Module):
             dropout=dropout,
         )
         self.second = conv_norm(spatial_dims, out_channels, out_channels, kernel_size=kernel_size, norm=norm)
-        keeps_shape = in_channels == out_channels and set(per_axis(stride, spatial_dims)) == {1}
+        keeps_shape = in_channels == out_channels and set(per_axis("stride", stride, spatial_dims)) == {1}
         self.shortcut: nn.Module = (
             nn.Identity()
             if keeps_shape
@@ -226,7 +248,7 @@ def average_bins(features: Tensor, bins: int | Sequence[int]) -> Tensor:
         `(B, C, *bins)`; bin `i` of `n` averages the voxels from `floor(i * size / n)` to `ceil((i + 1) * size / n)`.
     """
     spatial_dims = features.ndim - 2
-    for axis, count in enumerate(per_axis(bins, spatial_dims), start=2):
+    for axis, count in enumerate(per_axis("bins", bins, spatial_dims), start=2):
         size = features.shape[axis]
         position, part = (
             torch.arange(size, device=features.device),
@@ -239,20 +261,25 @@ def average_bins(features: Tensor, bins: int | Sequence[int]) -> Tensor:
     return features
 
 
-def crop_like(features: Tensor, reference: Tensor) -> Tensor:
-    """The first voxels of `features` along every axis, as many as `reference` has."""
-    return features[:, :, *(slice(size) for size in reference.shape[2:])]
+def crop_like(features: Tensor, reference: Tensor, offset: int = 0) -> Tensor:
+    """The voxels of `features` from `offset` on along every axis, as many as `reference` has."""
+    return features[:, :, *(slice(offset, offset + size) for size in reference.shape[2:])]
 
 
-def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
-    """One number an axis, from one number or a list of them.
+def fit_like(features: Tensor, reference: Tensor) -> Tensor:
+    """Crop to the grid of `reference`; an encoder that rounds down leaves too little, which is stretched."""
+    return resize_like(crop_like(features, reference), reference)
+
+
+def per_axis(name: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """One number an axis, from one number or a list of them, for the setting `name`.
 
     Raises:
         ConfigError: if the list does not have `spatial_dims` entries.
     """
     sizes = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
     if len(sizes) != spatial_dims:
-        raise ConfigError(f"got {list(sizes)} for {spatial_dims} axes; give one number, or one for each axis")
+        raise ConfigError(f"{name} has {list(sizes)} for {spatial_dims} axes; give one number, or one for each axis")
     return sizes
 
 
@@ -265,7 +292,30 @@ def per_level(name: str, value: PerLevel, levels: int, spatial_dims: int) -> lis
     entries = [value] * levels if isinstance(value, int) else list(value)
     if len(entries) != levels:
         raise ConfigError(f"{name} has {len(entries)} entries; give {levels}, or one number for all")
-    return [per_axis(entry, spatial_dims) for entry in entries]
+    return [per_axis(name, entry, spatial_dims) for entry in entries]
+
+
+def check_counts(least: int = 1, /, **settings: object) -> None:
+    """Refuse a setting, or an entry of its list, that is not a whole number from `least` on; None is let pass.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for name, value in settings.items():
+        if value is None:
+            continue
+        counts = list(entries(value)) or [None]  # an empty list is refused, too
+        if not all(isinstance(count, SupportsIndex) and index(count) >= least for count in counts):
+            raise ConfigError(f"{name} is {value!r}; use whole numbers, {least} or more")
+
+
+def entries(value: object) -> Iterator[object]:
+    """The numbers in a list of numbers and of such lists; or the one given."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        yield value
+        return
+    for entry in value:
+        yield from entries(entry)
 
 
 def choose(table: Mapping[Key, Value], name: str, key: Key) -> Value:
@@ -274,6 +324,6 @@ def choose(table: Mapping[Key, Value], name: str, key: Key) -> Value:
     Raises:
         ConfigError: if there is none.
     """
-    if key not in table:
+    if key not in list(table):  # a list of a recipe's has no hash
         raise ConfigError(f"{name} is {key!r}; use {' or '.join(repr(known) for known in table)}")
     return table[key]

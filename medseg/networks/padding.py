@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import per_axis
+from medseg.networks.blocks import check_counts, crop_like, per_axis
 
 
 class PadToMultiple(nn.Module):
@@ -19,23 +19,25 @@ class PadToMultiple(nn.Module):
         multiple: one number, or one an axis.
 
     Raises:
-        ConfigError: if `multiple` is below 1.
+        ConfigError: if `multiple` is below 1, or the network gives several heads.
     """
 
     def __init__(self, network: nn.Module, multiple: int | Sequence[int]) -> None:
         super().__init__()
-        self.multiple = (multiple,) if isinstance(multiple, int) else tuple(multiple)
-        if min(self.multiple) < 1:
-            raise ConfigError(f"PadToMultiple: multiple is {multiple}; use 1 or more")
+        check_counts(multiple=multiple)
+        self.multiple = multiple if isinstance(multiple, int) else tuple(multiple)
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
         """`(B, C, *spatial)` -> `(B, K, *spatial)`."""
         size = image.shape[2:]
-        multiples = per_axis(self.multiple[0] if len(self.multiple) == 1 else self.multiple, len(size))
+        multiples = per_axis("multiple", self.multiple, len(size))
         missing = [-length % multiple for length, multiple in zip(size, multiples, strict=True)]
-        if not any(missing):
-            return self.network(image)
         margins = [side for axis in reversed(missing) for side in (0, axis)]
-        logits: Tensor = self.network(F.pad(image, margins, mode="replicate"))
-        return logits[:, :, *(slice(length) for length in size)]
+        logits = self.network(F.pad(image, margins, mode="replicate") if any(missing) else image)
+        if not isinstance(logits, Tensor) or logits.ndim != image.ndim:  # MONAI's DynUNet stacks them on a new axis
+            raise ConfigError(
+                f"PadToMultiple: {type(self.network).__name__} gives several heads, which it cannot crop; "
+                "set deep_supervision=False there"
+            )
+        return crop_like(logits, image) if any(missing) else logits

@@ -9,30 +9,32 @@ deep supervision.
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import (
     CONV,
     MAX_POOL,
-    TRANSPOSED_CONV,
     ActivationName,
     InterpolationName,
     NormName,
+    NormSetting,
     PerLevel,
     ResidualBlock,
+    check_counts,
     choose,
     conv_norm_act,
     crop_like,
+    norm_or,
     per_level,
-    resize_like,
 )
+from medseg.networks.decoder import DecoderLevels, Interpolation, TransposedConv, UNetDecoder, levels_on
 from medseg.networks.encoders import Encoder, build_encoder
 from medseg.networks.glore import GraphReasoning
-from medseg.networks.overlap_tile import OverlapTile, crop_center, without_padding
+from medseg.networks.overlap_tile import OverlapTile, without_padding
 
 Upsampling = Literal["interpolate", "transposed"]
 Downsampling = Literal["strided", "max_pool"]
@@ -70,14 +72,16 @@ class UNet(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background included.
-        widths: channels of each level, finest first; by default (32, 64, 128, 256, 320), or the named encoder's own.
+        widths: channels of each level, finest first; by default (32, 64, 128, 256, 320), or the named encoder's own
+            (see `ResNet` and `VGG`: those of the blocks, before the bottlenecks' factor 4).
         strides: from each level to the next: one number, or a list of `len(widths) - 1` entries, each one number or one
             an axis.
         kernel_sizes: odd, of each level: one, or a list of `len(widths)` entries, each one or one an axis.
         blocks_per_level: convolutions (or residual blocks of two) in each level of encoder and decoder.
         residual: residual blocks instead of plain convolutions.
-        norm: after every convolution of a block; by default instance norm, with an encoder batch norm. Without one
-            (None) the weights start as in 2015, by the number of inputs.
+        norm: "batch" or "instance" after every convolution, None for none anywhere; "default" for the published form's:
+            instance norm, on an encoder its own and batch norm in the decoder. Without one the weights start as in
+            2015, by the number of inputs.
         activation: after every norm.
         dropout: probability to drop a whole channel, in every block.
         upsampling: interpolation, or a transposed convolution.
@@ -110,7 +114,7 @@ class UNet(nn.Module):
         kernel_sizes: PerLevel = 3,
         blocks_per_level: int = 2,
         residual: bool = False,
-        norm: NormName | Literal["default"] = "default",
+        norm: NormSetting = "default",
         activation: ActivationName = "relu",
         dropout: float = 0.0,
         upsampling: Upsampling = "interpolate",
@@ -119,7 +123,7 @@ class UNet(nn.Module):
         padding: Padding = "same",
         widening: Widening = "first",
         encoder: str | nn.Module | None = None,
-        weights: str | None = None,
+        weights: str | Path | None = None,
         decoder_widths: Sequence[int] | None = None,
         graph_reasoning: bool = False,
         deep_supervision: bool = False,
@@ -134,6 +138,10 @@ class UNet(nn.Module):
             padding=padding,
             widening=widening,
         )
+        check_counts(
+            in_channels=in_channels, out_channels=out_channels, widths=widths, strides=strides,
+            kernel_sizes=kernel_sizes, blocks_per_level=blocks_per_level,
+        )  # fmt: skip
         least = 1 if widening == "first" else 2
         own_widths = WIDTHS if widths is None else tuple(widths)
         if len(own_widths) < 2 or blocks_per_level < least:
@@ -145,7 +153,7 @@ class UNet(nn.Module):
             raise ConfigError("UNet: interpolation does nothing with upsampling='transposed'; leave one out")
         if return_heads and not deep_supervision:
             raise ConfigError("UNet: return_heads has no extra heads to return; set deep_supervision=True too")
-        block_norm: NormName = norm if norm != "default" else "instance" if encoder is None else "batch"
+        block_norm: NormName = norm_or("instance" if encoder is None else "batch", norm)
         stage = partial(
             repeated,
             partial(
@@ -199,7 +207,7 @@ class UNet(nn.Module):
                 in_channels,
                 weights=weights,
                 widths=widths,
-                norm=None if norm == "default" else norm,
+                norm=norm,
                 activation=activation,
             )
             self.encoder, levels = chosen, levels_on(chosen, spatial_dims, decoder_widths)
@@ -274,126 +282,6 @@ class UNetEncoder(nn.Module):
             features = stage(pool(features))
             pyramid.append(features)
         return pyramid
-
-
-class DecoderLevels(NamedTuple):
-    """What a decoder climbs, each list finest first.
-
-    `skips` are the channels of the skip of each level, 0 where a level has the image's grid and no skip; `deepest`
-    those of the map it starts from; `widths` what each level gives; `strides` the step down from each level.
-    """
-
-    skips: Sequence[int]
-    deepest: int
-    widths: Sequence[int]
-    strides: Sequence[Sequence[int]]
-    kernel_sizes: Sequence[Sequence[int]]
-
-
-def levels_on(encoder: Encoder, spatial_dims: int, widths: Sequence[int] | None) -> DecoderLevels:
-    """The decoder levels of a pyramid; one more, without a skip, if its finest level is coarser than the image.
-
-    Raises:
-        ConfigError: if `widths` has not one entry a level.
-    """
-    *skips, deepest = encoder.widths
-    strides = encoder.strides
-    if strides[0] != 1:
-        skips, strides = [0, *skips], (1, *strides)
-    widths = [16 * 2**level for level in range(len(skips))] if widths is None else widths
-    if len(widths) != len(skips):
-        raise ConfigError(f"decoder_widths has {len(widths)} entries; this encoder needs {len(skips)}")
-    steps = [(coarse // fine,) * spatial_dims for fine, coarse in pairwise(strides)]
-    return DecoderLevels(skips, deepest, widths, steps, [(3,) * spatial_dims] * len(skips))
-
-
-class UNetDecoder(nn.Module):
-    """Pyramid, finest first -> the decoded levels, finest first, without the deepest.
-
-    Args:
-        stage: the convolutions of a level.
-        spatial_dims: 2 or 3.
-        levels: channels, strides and kernels.
-        climb: module from a coarse map and the finer skip to the finer grid.
-        keeps_width: climbing does not narrow the features to the finer level's width; the level's stage does.
-        crops_skips: skips are larger than what comes from below.
-    """
-
-    def __init__(
-        self,
-        stage: Callable[..., nn.Module],
-        spatial_dims: int,
-        levels: DecoderLevels,
-        *,
-        climb: Callable[..., nn.Module],
-        keeps_width: bool,
-        crops_skips: bool,
-    ) -> None:
-        super().__init__()
-        self.skips, self.crops_skips = tuple(levels.skips), crops_skips
-        below = (*levels.widths[1:], levels.deepest)
-        climbed = below if keeps_width else levels.widths
-        self.climbs = nn.ModuleList(
-            climb(spatial_dims, deep, width, stride)
-            for deep, width, stride in zip(below, climbed, levels.strides, strict=True)
-        )
-        self.stages = nn.ModuleList(
-            stage(skip + deep, width, kernel_size=kernel, stride=1)
-            for skip, deep, width, kernel in zip(self.skips, climbed, levels.widths, levels.kernel_sizes, strict=True)
-        )
-
-    def forward(self, pyramid: Sequence[Tensor], image: Tensor) -> list[Tensor]:
-        """The pyramid, and the image for its grid -> levels `(B, widths[i], *spatial / stride)`."""
-        *references, features = pyramid if self.skips[0] else (image, *pyramid)
-        levels: list[Tensor] = []
-        for climb, stage, skip, channels in zip(
-            reversed(self.climbs), reversed(self.stages), reversed(references), reversed(self.skips), strict=True
-        ):
-            features = climb(features, skip)
-            if channels:
-                features = torch.cat([crop_center(skip, features) if self.crops_skips else skip, features], dim=1)
-            features = stage(features)
-            levels.insert(0, features)
-        return levels
-
-
-class Interpolation(nn.Module):
-    """Interpolation to the skip's grid; with `projects` after a 1x1 convolution on the coarse grid."""
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        stride: Sequence[int],
-        *,
-        interpolation: InterpolationName,
-        projects: bool,
-    ) -> None:
-        super().__init__()
-        self.conv = CONV[spatial_dims](in_channels, out_channels, kernel_size=1) if projects else nn.Identity()
-        self.interpolation: InterpolationName = interpolation
-
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """`(B, in_channels, *coarse)` -> `(B, out_channels, *skip's grid)`."""
-        return resize_like(self.conv(features), skip, self.interpolation)
-
-
-class TransposedConv(nn.Module):
-    """A transposed convolution by `stride`; with `fits` brought to the skip's grid, which may be odd."""
-
-    def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, stride: Sequence[int], *, fits: bool
-    ) -> None:
-        super().__init__()
-        self.conv = TRANSPOSED_CONV[spatial_dims](in_channels, out_channels, stride, stride)  # type: ignore[arg-type]
-        self.fits = fits
-
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """`(B, in_channels, *coarse)` -> `(B, out_channels, *skip's grid)`."""
-        finer: Tensor = self.conv(features)
-        # resized only where an encoder rounds down: then the doubled grid is smaller than the skip's
-        return resize_like(crop_like(finer, skip), skip) if self.fits else finer
 
 
 def repeated(

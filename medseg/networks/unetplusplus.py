@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,15 @@ from medseg.networks.blocks import (
     MAX_POOL,
     ActivationName,
     InterpolationName,
-    NormName,
+    NormSetting,
+    check_counts,
     choose,
     conv_norm_act,
+    norm_or,
     resize_like,
 )
+from medseg.networks.decoder import levels_on
 from medseg.networks.encoders import Encoder, build_encoder
-from medseg.networks.unet import levels_on
 
 WIDTHS = (32, 64, 128, 256, 512)
 
@@ -46,8 +49,9 @@ class UNetPlusPlus(nn.Module):
         in_channels: channels of the image.
         out_channels: classes, background included.
         widths: channels of the nodes of each level, finest first; by default (32, 64, 128, 256, 512), or the named
-            encoder's own.
-        norm: after every convolution.
+            encoder's own (see `ResNet` and `VGG`: those of the blocks, before the bottlenecks' factor 4).
+        norm: "batch" or "instance" after every convolution, None for none anywhere; "default" for the published form's:
+            batch norm, on an encoder its own there.
         activation: after every norm.
         dropout: probability to drop a whole channel, after every convolution.
         interpolation: from a coarser level: linear or nearest.
@@ -60,7 +64,7 @@ class UNetPlusPlus(nn.Module):
         return_heads: the extra heads in evaluation, too; their mean is the paper's accurate mode, `prune` its fast one.
 
     Attributes:
-        head_weights: with `deep_supervision`, the paper's weights of the heads' losses: all equal.
+        head_weights: the paper's weights of the heads' losses: all equal.
 
     Raises:
         ConfigError: for settings that contradict each other.
@@ -73,12 +77,12 @@ class UNetPlusPlus(nn.Module):
         out_channels: int,
         *,
         widths: Sequence[int] | None = None,
-        norm: NormName = "batch",
+        norm: NormSetting = "default",
         activation: ActivationName = "relu",
         dropout: float = 0.0,
         interpolation: InterpolationName = "linear",
         encoder: str | nn.Module | None = None,
-        weights: str | None = None,
+        weights: str | Path | None = None,
         decoder_widths: Sequence[int] | None = None,
         deep_supervision: bool = False,
         return_heads: bool = False,
@@ -88,7 +92,10 @@ class UNetPlusPlus(nn.Module):
         choose(dict.fromkeys(("linear", "nearest")), "interpolation", interpolation)
         if return_heads and not deep_supervision:
             raise ConfigError("UNetPlusPlus: return_heads has no extra heads to return; set deep_supervision=True too")
-        block = partial(conv_norm_act, spatial_dims, norm=norm, activation=activation, dropout=dropout)
+        check_counts(in_channels=in_channels, out_channels=out_channels, widths=widths)
+        block = partial(
+            conv_norm_act, spatial_dims, norm=norm_or("batch", norm), activation=activation, dropout=dropout
+        )
         self.interpolation: InterpolationName = interpolation
         self.return_heads = return_heads
         self.encoder: Encoder | None = None
@@ -118,8 +125,7 @@ class UNetPlusPlus(nn.Module):
         self.depth = len(widths) - 1
         columns = range(1, self.depth + 1) if deep_supervision else (self.depth,)
         self.heads = nn.ModuleDict({str(column): head() for column in columns})
-        if deep_supervision:
-            self.head_weights = (1.0,) * self.depth
+        self.head_weights = (1.0,) * len(self.heads)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial)`, or a list of logits while training."""
@@ -163,7 +169,7 @@ class UNetPlusPlus(nn.Module):
         pruned = copy.deepcopy(self)
         kept = {name: node for name, node in pruned.nodes.items() if sum(map(int, name.split("_"))) <= level}
         pruned.nodes, pruned.depth = nn.ModuleDict(kept), level
-        pruned.heads = nn.ModuleDict({str(level): pruned.heads[str(level)]})
+        pruned.heads, pruned.head_weights = nn.ModuleDict({str(level): pruned.heads[str(level)]}), (1.0,)
         return pruned
 
 

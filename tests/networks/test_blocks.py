@@ -10,9 +10,13 @@ from medseg.networks.blocks import (
     InstanceNorm,
     ResidualBlock,
     average_bins,
+    check_counts,
+    choose,
     conv_norm,
     conv_norm_act,
     crop_like,
+    dropout_layer,
+    fit_like,
     per_axis,
     resize_like,
 )
@@ -109,16 +113,48 @@ def test_crop_keeps_the_first_voxels():
     out = crop_like(features, torch.empty(1, 9, 1, 3, 2))
     assert out.shape == (1, 1, 1, 3, 2)
     assert out.flatten().tolist() == [0, 1, 4, 5, 8, 9]
+    assert crop_like(features[:, :, 0], torch.empty(1, 1, 2, 2), 1).flatten().tolist() == [5, 6, 9, 10]
+
+
+def test_what_is_too_small_to_crop_is_stretched():
+    features = torch.tensor([[[[0.0, 1.0, 2.0, 3.0]]]])
+    assert fit_like(features, torch.empty(1, 1, 1, 3)).flatten().tolist() == [0, 1, 2]
+    # eight voxels from four: each lies a quarter voxel to the side of the coarse one's center
+    assert fit_like(features, torch.empty(1, 1, 1, 8)).flatten()[:3].tolist() == [0, 0.25, 0.75]
 
 
 def test_one_number_stands_for_every_axis():
-    assert per_axis(2, 3) == (2, 2, 2)
-    assert per_axis([1, 2], 2) == (1, 2)
+    assert per_axis("strides", 2, 3) == (2, 2, 2)
+    assert per_axis("strides", [1, 2], 2) == (1, 2)
 
 
 def test_a_list_of_wrong_length_is_refused():
-    with pytest.raises(ConfigError, match=r"got \[1, 2\] for 3 axes; give one number, or one for each axis"):
-        per_axis([1, 2], 3)
+    with pytest.raises(ConfigError, match=r"strides has \[1, 2\] for 3 axes; give one number, or one for each axis"):
+        per_axis("strides", [1, 2], 3)
+    with pytest.raises(ConfigError, match=r"kernel_size has \[1, 2\] for 3 axes"):
+        conv_norm(3, 1, 2, kernel_size=(1, 2))
+
+
+@pytest.mark.parametrize("value", [0, -1, [1, 0], [[2, 2], 0], [], 1.5, "2", [1, None]])
+def test_counts_below_one_are_refused_by_name(value):
+    with pytest.raises(ConfigError, match=r"^widths is .*; use whole numbers, 1 or more$"):
+        check_counts(rates=2, widths=value)
+
+
+def test_counts_that_fit_are_let_pass():
+    check_counts(widths=(4, 8), strides=[[2, 2, 1], 2], rates=None, count=np.int64(3))
+    check_counts(0, convs=0)
+
+
+@pytest.mark.parametrize("dropout", [1.5, -0.1, 1, "0.5", None])
+def test_dropout_is_a_probability_below_one(dropout):
+    with pytest.raises(ConfigError, match=rf"dropout is {dropout!r}; use a probability, from 0 to below 1"):
+        dropout_layer(2, dropout)
+
+
+def test_a_list_is_no_word_of_a_setting():
+    with pytest.raises(ConfigError, match=r"upsampling is \['x'\]; use 'a' or 'b'"):
+        choose({"a": 1, "b": 2}, "upsampling", ["x"])
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 6])

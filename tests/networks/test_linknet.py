@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medseg.errors import ConfigError
+from medseg.networks.blocks import DROPOUT, BatchNorm, InstanceNorm
 from medseg.networks.linknet import LinkNet
 
 SIZE = (33, 47, 20)
@@ -121,3 +122,38 @@ def test_an_encoder_of_other_strides_is_refused(strides):
 def test_only_two_and_three_dimensions_exist():
     with pytest.raises(ConfigError, match="spatial_dims is 4; use 2 or 3"):
         LinkNet(4, 1, 3)
+
+
+@pytest.mark.parametrize(("norm", "kinds"), [("default", {BatchNorm}), ("instance", {InstanceNorm}), (None, set())])
+def test_a_norm_is_everywhere_or_nowhere(norm, kinds):
+    network = LinkNet(2, 1, 3, norm=norm, **NARROW)
+    for part in (network.encoder, network.decoder, network.climb, network.conv):
+        assert {type(module) for module in part.modules() if isinstance(module, BatchNorm | InstanceNorm)} == kinds
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_dropout_acts_in_the_decoder_only_while_training(spatial_dims):
+    network = LinkNet(spatial_dims, 1, 2, norm="instance", dropout=0.5, **NARROW)
+    dropouts = [module for module in network.modules() if isinstance(module, DROPOUT[spatial_dims])]
+    assert [module.p for module in dropouts] == [0.5] * (4 * 3 + 2)
+    image = torch.randn(1, 1, *SIZE[:spatial_dims])
+    assert not torch.allclose(network.train()(image), network(image))
+    assert torch.equal(network.eval()(image), network(image))
+
+
+def test_an_unknown_encoder_is_answered_with_those_it_takes():
+    with pytest.raises(ConfigError, match=r"encoder is 'vgg16'; use 'resnet18' or .* or 'resnet152'$"):
+        LinkNet(2, 1, 2, encoder="vgg16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widths": (4, 4, 6, 8, 0)}, r"widths is \(4, 4, 6, 8, 0\); use whole numbers, 1 or more"),
+        ({"dropout": 1.5}, "dropout is 1.5; use a probability"),
+        ({"out_channels": 0}, "out_channels is 0; use whole numbers, 1 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        LinkNet(**{"spatial_dims": 2, "in_channels": 1, "out_channels": 2, **NARROW, **settings})

@@ -48,10 +48,26 @@ def test_a_size_that_fits_is_left_alone():
 
 
 def test_a_multiple_below_one_is_refused():
-    with pytest.raises(ConfigError, match=r"PadToMultiple: multiple is 0; use 1 or more"):
+    with pytest.raises(ConfigError, match=r"multiple is 0; use whole numbers, 1 or more"):
         PadToMultiple(nn.Identity(), 0)
 
 
+class TwoHeads(nn.Module):
+    def __init__(self, join):
+        super().__init__()
+        self.join = join
+
+    def forward(self, image):
+        return self.join([image, image])
+
+
+@pytest.mark.parametrize("size", [(8, 4), (7, 5)])
+@pytest.mark.parametrize("join", [list, tuple, lambda heads: torch.stack(heads, 1)], ids=["list", "tuple", "stacked"])
+def test_a_network_of_several_heads_is_refused(join, size):
+    with pytest.raises(ConfigError, match=r"PadToMultiple: TwoHeads gives several heads.*set deep_supervision=False"):
+        PadToMultiple(TwoHeads(join), 4)(torch.randn(1, 1, *size))
+
+
 def test_one_multiple_an_axis_must_fit_the_image():
-    with pytest.raises(ConfigError, match=r"got \[2, 4\] for 3 axes"):
+    with pytest.raises(ConfigError, match=r"multiple has \[2, 4\] for 3 axes"):
         PadToMultiple(nn.Identity(), [2, 4])(torch.zeros(1, 1, 3, 3, 3))

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from medseg.errors import ConfigError
 from medseg.networks import UNet
+from medseg.networks.blocks import BatchNorm, InstanceNorm
 from medseg.networks.overlap_tile import mirror, tile_margins
 
 SIZE = (33, 47, 20)
@@ -478,6 +479,27 @@ def test_features_keep_their_size_without_norms(spatial_dims):
     assert all(0.2 < level.square().mean() < 5 for level in pyramid)
 
 
+@pytest.mark.parametrize("name", ["default", "resnet", "vgg", "vgg, transposed"])
+def test_no_norm_means_none_also_in_the_encoder(name):
+    network = UNet(2, 1, 2, **{**VARIANTS[name], "norm": None, "graph_reasoning": True})
+    assert not [module for module in network.modules() if isinstance(module, BatchNorm | InstanceNorm)]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder"),
+    [
+        ("default", {InstanceNorm}, {InstanceNorm}),
+        ("resnet", {BatchNorm}, {BatchNorm}),
+        ("vgg", set(), {BatchNorm}),
+        ("vgg, transposed", {BatchNorm}, {BatchNorm}),
+    ],
+)
+def test_the_default_norm_is_the_published_one(name, encoder, decoder):
+    network = UNet(2, 1, 2, **{**VARIANTS[name], "norm": "default"})
+    for part, kinds in ((network.encoder, encoder), (network.decoder, decoder)):
+        assert {type(module) for module in part.modules() if isinstance(module, BatchNorm | InstanceNorm)} == kinds
+
+
 def test_skips_reach_the_logits():
     network = UNet(3, 1, 2, widths=(4, 6, 8)).eval()
     for climb in network.decoder.climbs:
@@ -497,10 +519,17 @@ def test_networks_load_without_monai():
     [
         ({"strides": [2, 2]}, "strides has 2 entries; give 4, or one number for all"),
         ({"kernel_sizes": [3, 3]}, "kernel_sizes has 2 entries; give 5, or one number for all"),
-        ({"strides": [[2, 2], 2, 2, 2]}, r"got \[2, 2\] for 3 axes"),
+        ({"strides": [[2, 2], 2, 2, 2]}, r"strides has \[2, 2\] for 3 axes"),
+        ({"strides": 0}, "strides is 0; use whole numbers, 1 or more"),
+        ({"strides": [[2, 2, 0], 2, 2, 2]}, "strides is .*; use whole numbers, 1 or more"),
+        ({"kernel_sizes": -1}, "kernel_sizes is -1; use whole numbers, 1 or more"),
+        ({"widths": (4, 0, 8)}, r"widths is \(4, 0, 8\); use whole numbers, 1 or more"),
+        ({"dropout": 1.5}, "dropout is 1.5; use a probability, from 0 to below 1"),
+        ({"upsampling": ["x"]}, r"upsampling is \['x'\]; use 'interpolate' or 'transposed'"),
+        ({"encoder": "resnet18", "decoder_widths": (4, 4, 4, 4, 0)}, "decoder_widths is .*; use whole numbers"),
         ({"kernel_sizes": 4}, r"UNet: kernel_sizes are .*4.*; use odd ones"),
         ({"widths": (8,)}, r"UNet: got 1 widths and 2 blocks_per_level; use at least 2 and 1"),
-        ({"blocks_per_level": 0}, r"UNet: got 5 widths and 0 blocks_per_level"),
+        ({"blocks_per_level": 0}, r"blocks_per_level is 0; use whole numbers, 1 or more"),
         ({"norm": "group"}, "norm is 'group'; use 'instance' or 'batch'"),
         ({"activation": "gelu"}, "activation is 'gelu'; use 'relu' or 'leaky_relu'"),
         ({"upsampling": "nearest"}, "upsampling is 'nearest'; use 'interpolate' or 'transposed'"),

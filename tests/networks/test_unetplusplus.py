@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medseg.errors import ConfigError
+from medseg.networks.blocks import BatchNorm, InstanceNorm
 from medseg.networks.unetplusplus import UNetPlusPlus
 
 SIZE = (33, 47, 20)
@@ -78,6 +79,8 @@ def test_a_pruned_network_gives_the_logits_of_its_head(spatial_dims, level):
     with torch.inference_mode():
         heads = network(image)
         torch.testing.assert_close(pruned(image), heads[3 - level])
+        assert pruned.head_weights == (1,)
+        assert network.head_weights == (1, 1, 1)
         pruned.heads[str(level)].weight.zero_()
         torch.testing.assert_close(network(image), heads)  # a copy: the whole network is left as it was
     assert isinstance(pruned.train()(image), torch.Tensor)
@@ -174,6 +177,10 @@ def test_onnx_of_a_pruned_network_gives_equal_logits(spatial_dims, tmp_path):
     [
         ({"widths": (8,)}, "UNetPlusPlus: got 1 widths; use at least 2"),
         ({"interpolation": "cubic"}, "interpolation is 'cubic'; use 'linear' or 'nearest'"),
+        ({"widths": (8, 0)}, r"widths is \(8, 0\); use whole numbers, 1 or more"),
+        ({"interpolation": ["x"]}, r"interpolation is \['x'\]; use 'linear' or 'nearest'"),
+        ({"dropout": 1.5}, "dropout is 1.5; use a probability"),
+        ({"encoder": "resnet18", "decoder_widths": (4, 4, 0, 4, 4)}, "decoder_widths is .*; use whole numbers"),
         ({"norm": "group"}, "norm is 'group'; use 'instance' or 'batch'"),
         ({"return_heads": True}, "return_heads has no extra heads to return; set deep_supervision=True too"),
         ({"weights": "resnet34.pth"}, "weights and decoder_widths need an encoder; set one, e.g. 'resnet34'"),
@@ -213,3 +220,11 @@ def test_an_encoder_on_the_images_grid_needs_no_further_node():
     # X[0][2] takes X[0][0], X[0][1] (3 each) and X[1][1] (the last of its level: 6), and gives 4
     assert network.nodes["0_2"][0][0].weight.shape[:2] == (4, 3 + 3 + 6)
     assert network(torch.randn(1, 1, 9, 10)).shape == (1, 2, 9, 10)
+
+
+@pytest.mark.parametrize("settings", [NARROW, {"encoder": "resnet18", "widths": (4, 4, 6, 8, 8)}])
+@pytest.mark.parametrize(("norm", "kinds"), [("default", {BatchNorm}), ("instance", {InstanceNorm}), (None, set())])
+def test_a_norm_is_everywhere_or_nowhere(settings, norm, kinds):
+    network = UNetPlusPlus(2, 1, 3, norm=norm, **settings)
+    for part in [network.nodes, *filter(None, [network.encoder, network.finish])]:
+        assert {type(module) for module in part.modules() if isinstance(module, BatchNorm | InstanceNorm)} == kinds

@@ -12,9 +12,21 @@ from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import CONV, MAX_POOL, ActivationName, NormName, activation_layer, choose, norm_layers
+from medseg.networks.blocks import (
+    CONV,
+    MAX_POOL,
+    ActivationName,
+    NormName,
+    NormSetting,
+    activation_layer,
+    check_counts,
+    choose,
+    norm_layers,
+    norm_or,
+)
 from medseg.networks.encoders.weights import load_weights, start_as_he
 
 Dilation = Literal["torchvision", "every_block"]
@@ -46,7 +58,8 @@ class ResNet(nn.Module):
             ("every_block", as in MedicalNet, semseg and segmentation_models.pytorch).
         deep_stem: three 3x3 convolutions in place of one 7x7, the last of `2 * widths[0]` channels, as in PSPNet.
         stride_in_1x1: the stride of a bottleneck in its first convolution, as in the paper and Caffe.
-        norm: after every convolution; without one, the convolutions have biases.
+        norm: "batch" or "instance" after every convolution, None for none anywhere; "default" for the published form's:
+            batch norm. Without one, the convolutions have biases.
         activation: after every norm.
         weights: file of weights, see `load_weights`.
 
@@ -71,12 +84,14 @@ class ResNet(nn.Module):
         dilation: Dilation = "torchvision",
         deep_stem: bool = False,
         stride_in_1x1: bool = False,
-        norm: NormName = "batch",
+        norm: NormSetting = "default",
         activation: ActivationName = "relu",
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         blocks = choose(BLOCKS, "depth", depth)
+        check_counts(in_channels=in_channels, widths=widths, multi_grid=multi_grid)
+        norm = norm_or("batch", norm)
         self.strides: tuple[int, ...] = choose(STRIDES, "output_stride", output_stride)
         rates = block_rates(blocks, self.strides, multi_grid, choose(FIRST_BLOCK_DILATES, "dilation", dilation))
         if len(widths) != 5:
@@ -125,7 +140,7 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`(B, in_channels, *spatial)` -> the five levels, finest first."""
-        stem = self.relu(self.bn1(self.conv1(image)))
+        stem = self.relu(self.bn1(self.first_conv(image)))
         if self.deep_stem:
             stem = self.relu(self.bn2(self.conv2(stem)))
             stem = self.relu(self.bn3(self.conv3(stem)))
@@ -135,6 +150,18 @@ class ResNet(nn.Module):
             features = stage(features)
             pyramid.append(features)
         return pyramid
+
+    def first_conv(self, image: Tensor) -> Tensor:
+        """`conv1`. Where 5 to 7 planes train on a CPU, zeros make them 8, and what they add is cut off again.
+
+        The gradient of a 7x7x7 kernel with stride 2 is otherwise wrong there, or the process dies (torch 2.13).
+        """
+        planes = image.shape[2]
+        if not (self.training and image.ndim == 5 and image.device.type == "cpu" and 5 <= planes <= 7):
+            out: Tensor = self.conv1(image)
+            return out
+        filled: Tensor = self.conv1(F.pad(image, (0, 0, 0, 0, 0, 8 - planes)))
+        return filled[:, :, : (planes + 1) // 2]
 
 
 class BasicBlock(nn.Module):

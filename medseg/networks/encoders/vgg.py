@@ -12,7 +12,17 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import CONV, MAX_POOL, ActivationName, NormName, activation_layer, choose, norm_layers
+from medseg.networks.blocks import (
+    CONV,
+    MAX_POOL,
+    ActivationName,
+    NormSetting,
+    activation_layer,
+    check_counts,
+    choose,
+    norm_layers,
+    norm_or,
+)
 from medseg.networks.encoders.weights import load_weights, start_as_he
 
 CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # a block
@@ -34,7 +44,8 @@ class VGG(nn.Module):
         in_channels: channels of the image.
         depth: 11, 13, 16 or 19, the layers with weights, the three of the classifier included.
         widths: channels of the five blocks.
-        norm: after every convolution; the convolutions keep their biases, as in torchvision.
+        norm: "batch" or "instance" after every convolution, None for none anywhere; "default" for the published form's:
+            none. The convolutions keep their biases, as in torchvision.
         activation: after every norm.
         output_stride: of the deepest level: 32; at 16 the last pooling keeps the grid, at 8 the last two do, and the
             fifth block dilates by 2 (DeepLab v1).
@@ -59,7 +70,7 @@ class VGG(nn.Module):
         *,
         depth: int = 16,
         widths: Sequence[int] = (64, 128, 256, 512, 512),
-        norm: NormName = None,
+        norm: NormSetting = "default",
         activation: ActivationName = "relu",
         output_stride: int = 32,
         pool_kernel_size: int = 2,
@@ -71,6 +82,7 @@ class VGG(nn.Module):
         self.convs_per_block = choose(CONVS, "depth", depth)
         steps = choose(POOL_STRIDES, "output_stride", output_stride)
         choose(POOL_PADDING, "pool_kernel_size", pool_kernel_size)
+        check_counts(in_channels=in_channels, widths=widths)
         if len(widths) != 5:
             raise ConfigError(f"VGG: got {len(widths)} widths; give 5, one for each block")
         self.widths = (*widths, widths[-1])
@@ -80,7 +92,7 @@ class VGG(nn.Module):
             rate = 2**block // self.strides[block]  # what poolings that keep the grid left out
             for channels in (above, *[width] * (self.convs_per_block[block] - 1)):
                 self.features.append(conv(channels, width, 3, padding=rate, dilation=rate))
-                self.features.extend([*norm_layers(norm, width), activation_layer(activation)])
+                self.features.extend([*norm_layers(norm_or(None, norm), width), activation_layer(activation)])
             kernel_size = pool_kernel_size if steps[block] == 2 else 3
             rounds_up = ceil_mode and kernel_size == 2
             padding = POOL_PADDING[kernel_size]

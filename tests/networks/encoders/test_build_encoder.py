@@ -63,9 +63,52 @@ def test_a_module_passes_through():
 def test_what_cannot_be_built_is_said():
     with pytest.raises(ConfigError, match=r"encoder is 'resnet20'; use 'resnet18' or .* or 'vgg19_bn'"):
         build_encoder("resnet20", 2, 1)
-    with pytest.raises(ConfigError, match="encoder is 'vgg11'; multi_grid and deep_stem need a ResNet"):
-        build_encoder("vgg11", 2, 1, deep_stem=True)
-    with pytest.raises(ConfigError, match="encoder is a module, and weights or widths are given"):
-        build_encoder(ResNet(2, 1, depth=18, widths=WIDTHS), 2, 1, widths=WIDTHS)
+    with pytest.raises(ConfigError, match=r"encoder is 'resnet18'; use 'vgg11' or 'vgg13'$"):
+        build_encoder("resnet18", 2, 1, names=("vgg11", "vgg13"))
     with pytest.raises(ConfigError, match="encoder is a Conv2d without widths and strides"):
         build_encoder(nn.Conv2d(1, 1, 1), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("resnet18", {BatchNorm}), ("resnet50", {BatchNorm}), ("vgg11", set()), ("vgg11_bn", {BatchNorm})]
+)
+def test_no_norm_means_none_and_default_the_published_one(name, own):
+    assert norms(build_encoder(name, 2, 1, widths=WIDTHS, norm="default")) == own
+    assert norms(build_encoder(name, 2, 1, widths=WIDTHS)) == own
+    assert norms(build_encoder(name, 2, 1, widths=WIDTHS, norm=None)) == set()
+    assert norms(build_encoder(name, 2, 1, widths=WIDTHS, norm="batch")) == {BatchNorm}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"multi_grid": (1, 2, 4)}, {"dilation": "nonsense"}, {"dilation": "torchvision"}, {"deep_stem": True},
+     {"stride_in_1x1": True}],
+)  # fmt: skip
+def test_a_vgg_refuses_what_shapes_a_resnet(setting):
+    (name,) = setting
+    with pytest.raises(ConfigError, match=rf"encoder is 'vgg11'; leave {name} out \(of a ResNet\)"):
+        build_encoder("vgg11", 2, 1, widths=WIDTHS, **setting)
+
+
+def test_a_resnet_refuses_what_shapes_a_vgg():
+    with pytest.raises(ConfigError, match=r"encoder is 'resnet18'; leave pool_kernel_size out \(of a VGG\)"):
+        build_encoder("resnet18", 2, 1, widths=WIDTHS, pool_kernel_size=3)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"weights": "resnet18.pth"}, {"widths": WIDTHS}, {"multi_grid": (1, 2)}, {"dilation": "torchvision"},
+     {"deep_stem": False}, {"stride_in_1x1": True}, {"pool_kernel_size": 2}],
+)  # fmt: skip
+def test_a_module_refuses_what_shapes_an_encoder(setting):
+    (name,) = setting
+    encoder = ResNet(2, 1, depth=18, widths=WIDTHS)
+    with pytest.raises(ConfigError, match=f"encoder is a module; set {name} where it is made"):
+        build_encoder(encoder, 2, 1, **setting)
+
+
+def test_a_module_may_be_asked_for_its_own_stride_only():
+    encoder = ResNet(2, 1, depth=18, widths=WIDTHS, output_stride=16)
+    assert build_encoder(encoder, 2, 1, output_stride=16) is encoder
+    with pytest.raises(ConfigError, match="output_stride is 32, but the encoder module's is 16; leave it out"):
+        build_encoder(encoder, 2, 1, output_stride=32)

@@ -122,6 +122,7 @@ def test_one_small_patch_trains_every_parameter(spatial_dims, norm):
         ({"depth": 12}, "depth is 12; use 11 or 13 or 16 or 19"),
         ({"output_stride": 4}, "output_stride is 4; use 32 or 16 or 8"),
         ({"pool_kernel_size": 4}, "pool_kernel_size is 4; use 2 or 3"),
+        ({"widths": (4, 4, 6, 8, 0)}, r"widths is \(4, 4, 6, 8, 0\); use whole numbers, 1 or more"),
         ({"widths": (64,)}, "VGG: got 1 widths; give 5, one for each block"),
     ],
 )
