@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from medseg.errors import ConfigError
-from medseg.networks.blocks import CONV, DROPOUT, ActivationName, NormName, choose, conv_norm_act
+from medseg.networks.blocks import CONV, ActivationName, NormName, check_counts, choose, conv_norm_act, dropout_layer
 
 
 class AtrousClassifiers(nn.Module):
@@ -27,8 +26,9 @@ class AtrousClassifiers(nn.Module):
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, *, rates: Sequence[int]) -> None:
         super().__init__()
         conv = choose(CONV, "spatial_dims", spatial_dims)
+        check_counts(rates=rates)
         self.classifiers = nn.ModuleList(
-            conv(in_channels, out_channels, kernel_size=3, padding=rate, dilation=rate) for rate in checked(rates)
+            conv(in_channels, out_channels, kernel_size=3, padding=rate, dilation=rate) for rate in rates
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -72,15 +72,16 @@ class ASPP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_counts(rates=rates)
         point = partial(conv_norm_act, spatial_dims, kernel_size=1, norm=norm, activation=activation)
         spread = partial(
             separable_conv_norm_act if separable else conv_norm_act, spatial_dims, norm=norm, activation=activation
         )
         self.point = point(in_channels, width)
-        self.atrous = nn.ModuleList(spread(in_channels, width, dilation=rate) for rate in checked(rates))
+        self.atrous = nn.ModuleList(spread(in_channels, width, dilation=rate) for rate in rates)
         self.image_pooling = point(in_channels, width)
         self.projection = point((2 + len(self.atrous)) * width, width)
-        self.dropout = DROPOUT[spatial_dims](dropout)
+        self.dropout = dropout_layer(spatial_dims, dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, in_channels, *spatial)` -> `(B, width, *spatial)`."""
@@ -134,15 +135,9 @@ def conv_head(
     sources = [in_channels, *[width] * convs]
     layers = [block(source, width) for source in sources[:-1]]
     classifier = choose(CONV, "spatial_dims", spatial_dims)(sources[-1], out_channels, kernel_size=1)
-    return nn.Sequential(*layers, DROPOUT[spatial_dims](dropout), classifier)
+    return nn.Sequential(*layers, dropout_layer(spatial_dims, dropout), classifier)
 
 
-def checked(rates: Sequence[int]) -> Sequence[int]:
-    """`rates` as they are.
-
-    Raises:
-        ConfigError: if there is none, or one is below 1.
-    """
-    if not rates or min(rates) < 1:
-        raise ConfigError(f"rates are {list(rates)}; give at least one dilation, each 1 or more")
-    return rates
+def rates_at(rates: Sequence[int], paper_stride: int, output_stride: int) -> tuple[int, ...]:
+    """A paper's dilations, in voxels of a map of another stride: as wide in the image at every stride."""
+    return tuple(max(1, rate * paper_stride // output_stride) for rate in rates)

@@ -10,10 +10,20 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from medseg.networks.blocks import CONV, DROPOUT, ActivationName, NormName, choose, conv_norm_act, resize_like
-from medseg.networks.encoders import VGG, Encoder, build_encoder
-
-VGG_DEPTH = {"vgg11": 11, "vgg13": 13, "vgg16": 16, "vgg19": 19}
+from medseg.networks.aspp import rates_at
+from medseg.networks.blocks import (
+    CONV,
+    ActivationName,
+    NormSetting,
+    check_counts,
+    choose,
+    conv_norm_act,
+    dropout_layer,
+    norm_or,
+    resize_like,
+)
+from medseg.networks.encoders import build_encoder
+from medseg.networks.encoders.build import VGGS
 
 
 class DeepLabV1(nn.Module):
@@ -30,13 +40,16 @@ class DeepLabV1(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background included.
-        encoder: "vgg11", "vgg13", "vgg16" or "vgg19"; or a module with `widths` and `strides`, whose deepest map is
-            used, and to which `weights`, `widths` do not apply.
+        encoder: "vgg11" to "vgg19", with or without "_bn"; or a module with `widths` and `strides`, whose deepest map
+            is used, and to which `weights`, `widths` do not apply.
         weights: file of encoder weights.
         widths: channels of the five blocks of VGG; by default its own.
+        output_stride: 8, 16 or 32: image voxels a side of a voxel of the deepest map; by default 8.
         head_width: channels of fc6 and fc7.
-        rate: dilation of fc6, in voxels of the deepest map.
-        norm: after every convolution but the classifier; the paper has none.
+        rate: dilation of fc6, in voxels of the deepest map; by default 12 at output stride 8 and as many image voxels
+            at another, so 6 at 16.
+        norm: "batch" or "instance" after every convolution, None for none anywhere; "default" for the published form's:
+            none (a VGG with "_bn" keeps its own).
         activation: after every norm.
         dropout: probability to drop a whole channel, after fc6 and fc7.
 
@@ -53,33 +66,35 @@ class DeepLabV1(nn.Module):
         encoder: str | nn.Module = "vgg16",
         weights: str | Path | None = None,
         widths: Sequence[int] | None = None,
+        output_stride: int | None = None,
         head_width: int = 1024,
-        rate: int = 12,
-        norm: NormName = None,
+        rate: int | None = None,
+        norm: NormSetting = "default",
         activation: ActivationName = "relu",
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
         conv = choose(CONV, "spatial_dims", spatial_dims)
-        self.encoder: Encoder = (
-            VGG(
-                spatial_dims,
-                in_channels,
-                depth=choose(VGG_DEPTH, "encoder", encoder),
-                widths=widths or (64, 128, 256, 512, 512),
-                norm=norm,
-                activation=activation,
-                output_stride=8,
-                pool_kernel_size=3,
-                weights=weights,
-            )
-            if isinstance(encoder, str)
-            else build_encoder(encoder, spatial_dims, in_channels, weights=weights, widths=widths)
+        check_counts(out_channels=out_channels, head_width=head_width, rate=rate)
+        by_name = isinstance(encoder, str)
+        self.encoder = build_encoder(
+            encoder,
+            spatial_dims,
+            in_channels,
+            weights=weights,
+            widths=widths,
+            norm=norm,
+            activation=activation,
+            output_stride=8 if by_name and output_stride is None else output_stride,
+            pool_kernel_size=3 if by_name else None,
+            names=VGGS,
         )
-        block = partial(conv_norm_act, spatial_dims, norm=norm, activation=activation)
+        if rate is None:
+            (rate,) = rates_at([12], 8, self.encoder.strides[-1])
+        block = partial(conv_norm_act, spatial_dims, norm=norm_or(None, norm), activation=activation)
         self.fc6 = block(self.encoder.widths[-1], head_width, kernel_size=3, dilation=rate)
         self.fc7 = block(head_width, head_width, kernel_size=1)
-        self.dropout = DROPOUT[spatial_dims](dropout)
+        self.dropout = dropout_layer(spatial_dims, dropout)
         self.head = conv(head_width, out_channels, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:

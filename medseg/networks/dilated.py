@@ -1,14 +1,26 @@
-"""The encoder of DeepLab and PSPNet: its last stages dilate in place of halving; or a module of one's own."""
+"""The encoder of FCN, DeepLab and PSPNet: its last stages dilate in place of halving; or a module of one's own."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from torch import nn
 
-from medseg.errors import ConfigError
-from medseg.networks.blocks import ActivationName, NormName
+from medseg.networks.blocks import ActivationName, NormSetting
 from medseg.networks.encoders import Encoder, build_encoder
-from medseg.networks.encoders.resnet import Dilation as Dilation  # belongs to the signature below
+from medseg.networks.encoders.build import RESNETS
+from medseg.networks.encoders.resnet import Dilation
+
+MultiGrid = Sequence[int] | Literal["default"] | None
+
+
+class DilatedForm(NamedTuple):
+    """What a network's paper has for the settings that are left out; all but the stride for a ResNet only."""
+
+    output_stride: int
+    multi_grid: Sequence[int] | None = None
+    dilation: Dilation = "every_block"
+    deep_stem: bool = False
 
 
 def dilated_encoder(
@@ -16,54 +28,52 @@ def dilated_encoder(
     spatial_dims: int,
     in_channels: int,
     *,
+    paper: DilatedForm,
     weights: str | Path | None,
     widths: Sequence[int] | None,
     output_stride: int | None,
-    default_stride: int,
-    multi_grid: Sequence[int] | None,
-    dilation: Dilation,
-    deep_stem: bool = False,
-    norm: NormName,
+    multi_grid: MultiGrid = "default",
+    dilation: Dilation | None = None,
+    deep_stem: bool | None = None,
+    norm: NormSetting,
     activation: ActivationName,
 ) -> Encoder:
-    """The encoder a name asks for, at `output_stride`; a module as it is, if its stride agrees.
+    """The encoder a name asks for, with the paper's settings where none is given; a module as it is.
 
     Args:
         encoder: a name for `build_encoder`, or a module with `widths` and `strides`.
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
+        paper: what "default" and None stand for.
         weights: file of encoder weights; for a name only, as all that follow but `output_stride`.
         widths: channels of each level; None for the encoder's own.
-        output_stride: of the deepest map; None for `default_stride`, or for the module's own.
-        default_stride: that of the network's paper.
-        multi_grid: further dilation of each block of the last stage.
+        output_stride: of the deepest map; for a module its own, or None.
+        multi_grid: further dilation of each block of the last stage; None for none.
         dilation: convention of the dilated stages.
         deep_stem: three 3x3 convolutions in place of one 7x7.
-        norm: after every convolution; None for the encoder's own.
+        norm: see `build_encoder`.
         activation: after every norm.
 
     Raises:
-        ConfigError: if the name or a setting is unknown, or a module has another stride.
+        ConfigError: if the name or a setting is unknown or does not apply, or a module has another stride.
     """
+    own_multi_grid = None if multi_grid == "default" else multi_grid
     if isinstance(encoder, str):
-        if encoder.startswith("vgg") and (multi_grid is not None or deep_stem):
-            raise ConfigError(f"encoder is {encoder!r}; give multi_grid=None and deep_stem=False, they are of a ResNet")
-        return build_encoder(
-            encoder,
-            spatial_dims,
-            in_channels,
-            weights=weights,
-            widths=widths,
-            norm=norm,
-            activation=activation,
-            output_stride=output_stride or default_stride,
-            multi_grid=multi_grid,
-            dilation=dilation,
-            deep_stem=deep_stem,
-        )
-    module = build_encoder(encoder, spatial_dims, in_channels, weights=weights, widths=widths)
-    if output_stride not in (None, module.strides[-1]):
-        raise ConfigError(
-            f"output_stride is {output_stride}, but the encoder module's is {module.strides[-1]}; leave it out"
-        )
-    return module
+        output_stride = paper.output_stride if output_stride is None else output_stride
+        if encoder in RESNETS:
+            own_multi_grid = paper.multi_grid if multi_grid == "default" else own_multi_grid
+            dilation = paper.dilation if dilation is None else dilation
+            deep_stem = paper.deep_stem if deep_stem is None else deep_stem
+    return build_encoder(
+        encoder,
+        spatial_dims,
+        in_channels,
+        weights=weights,
+        widths=widths,
+        norm=norm,
+        activation=activation,
+        output_stride=output_stride,
+        multi_grid=own_multi_grid,
+        dilation=dilation,
+        deep_stem=deep_stem,
+    )

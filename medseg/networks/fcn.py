@@ -16,19 +16,25 @@ from medseg.errors import ConfigError
 from medseg.networks.aspp import conv_head
 from medseg.networks.blocks import (
     CONV,
-    DROPOUT,
     TRANSPOSED_CONV,
     ActivationName,
     NormName,
+    NormSetting,
     activation_layer,
+    check_counts,
     choose,
     conv_norm_act,
+    crop_like,
+    dropout_layer,
     norm_layers,
+    norm_or,
     resize_like,
 )
-from medseg.networks.dilated import dilated_encoder
+from medseg.networks.dilated import DilatedForm, dilated_encoder
 from medseg.networks.encoders import VGG
+from medseg.networks.encoders.build import RESNETS
 from medseg.networks.encoders.resnet import Dilation
+from medseg.networks.heads import build_auxiliary, with_auxiliary
 
 Variant = Literal["8s", "16s", "32s"]
 Padding = Literal["same", "pad100"]
@@ -59,20 +65,22 @@ class FCN(nn.Module):
         in_channels: channels of the image.
         out_channels: classes, background included.
         encoder: "vgg16", "vgg16_bn", "resnet50", ..., or an encoder module.
+        weights: file of encoder weights.
+        widths: channels of a VGG's five blocks; or of a ResNet's stem and of the blocks of each stage, before the
+            bottlenecks' factor 4; by default the encoder's own.
         variant: VGG only. Stride of the finest scores: 32, 16 or 8.
         padding: VGG only. "same" keeps every map over the image; "pad100" is the original form with its crops, 2D only.
         fc_width: VGG only. Channels of the two convolutions in place of fully connected layers.
         fc_kernel_size: VGG only. Odd, of the first of the two; with "pad100" 7.
-        widths: channels of the encoder's levels, finest first; the published ones if None.
-        norm: after every convolution but the classifiers; the encoder's own, and none in a VGG's head, if None.
+        norm: "batch" or "instance" after every convolution, None for none anywhere; "default" for the published form's:
+            the encoder its own, a VGG's head none, another's batch norm.
         activation: after every convolution but the classifiers.
         dropout: probability to drop a whole channel before a classifier (the paper: 0.5; torchvision: 0.1).
         output_stride: ResNet only. 8, 16 or 32; 8 if None.
-        dilation: ResNet only. Which blocks of a dilated stage dilate: "torchvision" or "every_block".
+        dilation: ResNet only. Which blocks of a dilated stage dilate: "torchvision" (by default) or "every_block".
         auxiliary_head: ResNet only. A head on the last but one stage while training; it stays on that map's grid
             (torchvision interpolates it).
         return_heads: the auxiliary head in evaluation too.
-        weights: file of encoder weights.
 
     Attributes:
         head_weights: of the heads' losses, main first; the auxiliary 0.4 is PSPNet's (arXiv:1612.01105), torchvision's
@@ -89,35 +97,35 @@ class FCN(nn.Module):
         out_channels: int,
         *,
         encoder: str | nn.Module = "vgg16",
+        weights: str | Path | None = None,
+        widths: Sequence[int] | None = None,
         variant: Variant = "8s",
         padding: Padding = "same",
         fc_width: int = 4096,
         fc_kernel_size: int = 7,
-        widths: Sequence[int] | None = None,
-        norm: NormName = None,
+        norm: NormSetting = "default",
         activation: ActivationName = "relu",
         dropout: float = 0.5,
         output_stride: int | None = None,
-        dilation: Dilation = "torchvision",
+        dilation: Dilation | None = None,
         auxiliary_head: bool = False,
         return_heads: bool = False,
-        weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         choose(CONV, "spatial_dims", spatial_dims)
         self.margin = choose(MARGIN, "padding", padding)
+        check_counts(out_channels=out_channels, fc_width=fc_width, fc_kernel_size=fc_kernel_size)
         self.return_heads = return_heads
         self.head_weights = (1.0, 0.4) if auxiliary_head else (1.0,)
-        is_resnet = isinstance(encoder, str) and encoder.startswith("resnet")
+        is_resnet = isinstance(encoder, str) and encoder in RESNETS
         self.encoder = dilated_encoder(
             encoder,
             spatial_dims,
             in_channels,
+            paper=DilatedForm(output_stride=8 if is_resnet else 32, dilation="torchvision"),
             weights=weights,
             widths=widths,
             output_stride=output_stride,
-            default_stride=8 if is_resnet else 32,
-            multi_grid=None,
             dilation=dilation,
             norm=norm,
             activation=activation,
@@ -125,9 +133,10 @@ class FCN(nn.Module):
         self.head: nn.Module
         self.auxiliary_head: nn.Module | None = None
         if isinstance(self.encoder, VGG):
-            if auxiliary_head or self.encoder.strides[-1] != 32:
+            if auxiliary_head or return_heads or self.encoder.strides[-1] != 32:
                 raise ConfigError(
-                    "FCN: auxiliary_head and output_stride need a ResNet encoder, this is a VGG; leave them out"
+                    "FCN: auxiliary_head, return_heads and output_stride need a ResNet encoder, this is a VGG; "
+                    "leave them out"
                 )
             self.head = SkipHead(
                 spatial_dims,
@@ -137,17 +146,22 @@ class FCN(nn.Module):
                 padding=padding,
                 fc_width=fc_width,
                 fc_kernel_size=fc_kernel_size,
-                norm=norm,
+                norm=norm_or(None, norm),
                 activation=activation,
                 dropout=dropout,
             )
         else:
-            if variant != "8s" or padding != "same":
-                raise ConfigError("FCN: variant and padding need a VGG encoder, such as 'vgg16'; leave them out")
+            if (variant, padding, fc_width, fc_kernel_size) != ("8s", "same", 4096, 7):
+                raise ConfigError(
+                    "FCN: variant, padding, fc_width and fc_kernel_size need a VGG encoder, such as 'vgg16'; "
+                    "leave them out"
+                )
             *_, middle, deep = self.encoder.widths
-            head = partial(conv_head, spatial_dims, norm=norm or "batch", activation=activation, dropout=dropout)
+            head = partial(conv_head, spatial_dims, norm=norm_or("batch", norm), activation=activation, dropout=dropout)
             self.head = head(deep, max(8, deep // 4), out_channels)
-            self.auxiliary_head = head(middle, max(8, middle // 4), out_channels) if auxiliary_head else None
+            self.auxiliary_head = build_auxiliary(
+                head, middle, out_channels, asked=auxiliary_head, return_heads=return_heads
+            )
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial)`, or main and auxiliary logits."""
@@ -157,9 +171,7 @@ class FCN(nn.Module):
             return logits
         *_, middle, deep = self.encoder(image)
         logits = resize_like(self.head(deep), image)
-        if self.auxiliary_head is None or not (self.training or self.return_heads):
-            return logits
-        return [logits, self.auxiliary_head(middle)]
+        return with_auxiliary(logits, self.auxiliary_head, middle, wanted=self.training or self.return_heads)
 
 
 class SkipHead(nn.Module):
@@ -198,7 +210,7 @@ class SkipHead(nn.Module):
         conv = CONV[spatial_dims]
         self.fully_connected = nn.Sequential(
             conv(widths[-1], fc_width, fc_kernel_size, padding=fc_kernel_size // 2 if same else 0, bias=norm is None),
-            DROPOUT[spatial_dims](dropout),
+            dropout_layer(spatial_dims, dropout),
             *norm_layers(norm, fc_width),
             activation_layer(activation),
             conv_norm_act(
@@ -228,8 +240,8 @@ class SkipHead(nn.Module):
         for score, pool, (upsampling, offset) in zip(others, pools[-2::-1], steps, strict=False):
             skip = score(pool)
             logits = upsampling(logits)
-            logits = crop(logits, skip, 0) + skip if self.centered else logits + crop(skip, logits, offset)
-        return crop(last_upsampling(logits), image, last_crop)
+            logits = crop_like(logits, skip) + skip if self.centered else logits + crop_like(skip, logits, offset)
+        return crop_like(last_upsampling(logits), image, last_crop)
 
 
 def linear_upsampling(spatial_dims: int, channels: int, factor: int, *, centered: bool) -> nn.Module:
@@ -248,8 +260,3 @@ def linear_upsampling(spatial_dims: int, channels: int, factor: int, *, centered
     with torch.no_grad():
         layer.weight.copy_(each_to_itself * kernel)
     return layer
-
-
-def crop(features: Tensor, reference: Tensor, offset: int) -> Tensor:
-    """`features` from `offset` on along every axis, as many voxels as `reference` has."""
-    return features[:, :, *(slice(offset, offset + size) for size in reference.shape[2:])]

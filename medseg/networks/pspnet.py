@@ -10,12 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medseg.errors import ConfigError
 from medseg.networks.aspp import conv_head
-from medseg.networks.blocks import ActivationName, NormName, average_bins, conv_norm_act, resize_like
-from medseg.networks.dilated import dilated_encoder
+from medseg.networks.blocks import (
+    ActivationName,
+    NormName,
+    NormSetting,
+    average_bins,
+    check_counts,
+    conv_norm_act,
+    norm_or,
+    resize_like,
+)
+from medseg.networks.dilated import DilatedForm, dilated_encoder
 from medseg.networks.encoders.resnet import Dilation
 from medseg.networks.glore import GraphReasoning
+from medseg.networks.heads import build_auxiliary, with_auxiliary
 
 
 class PSPNet(nn.Module):
@@ -34,15 +43,17 @@ class PSPNet(nn.Module):
         out_channels: classes, background included.
         encoder: name of an encoder, or a module with `widths` and `strides`; the next seven settings belong to a name.
         weights: file of encoder weights.
-        widths: channels of each level of the encoder, finest first; by default the encoder's own.
+        widths: channels of the encoder's stem and of the blocks of each stage, before the bottlenecks' factor 4 (of a
+            VGG: of its five blocks); by default the encoder's own.
         output_stride: 8, 16 or 32: image voxels a side of a voxel of the deepest map; by default 8.
         multi_grid: further dilation of the last stage's blocks, see `ResNet`.
-        dilation: which convention the dilated stages follow, see `ResNet`.
-        deep_stem: three 3x3 convolutions in place of one 7x7; False for torchvision's weights, and for a VGG.
+        dilation: which convention a ResNet's dilated stages follow, see there; by default "every_block".
+        deep_stem: three 3x3 convolutions in place of a ResNet's one 7x7, by default; False for torchvision's weights.
         bins: parts of every axis, one branch each.
         bin_width: channels of each branch; by default the deepest map's, divided among the branches.
         head_width: channels of the 3x3 convolution before the classifier.
-        norm: after every convolution but the classifiers; None leaves the encoder its own and the head none.
+        norm: "batch" or "instance" after every convolution, None for none anywhere; "default" for the published form's:
+            batch norm, and the encoder its own.
         activation: after every norm.
         dropout: probability to drop a whole channel before a classifier.
         graph_reasoning: a GloRe block on the deepest map.
@@ -64,12 +75,12 @@ class PSPNet(nn.Module):
         widths: Sequence[int] | None = None,
         output_stride: int | None = None,
         multi_grid: Sequence[int] | None = None,
-        dilation: Dilation = "every_block",
-        deep_stem: bool = True,
+        dilation: Dilation | None = None,
+        deep_stem: bool | None = None,
         bins: Sequence[int] = (1, 2, 3, 6),
         bin_width: int | None = None,
         head_width: int = 512,
-        norm: NormName = "batch",
+        norm: NormSetting = "default",
         activation: ActivationName = "relu",
         dropout: float = 0.1,
         graph_reasoning: bool = False,
@@ -77,16 +88,17 @@ class PSPNet(nn.Module):
         return_heads: bool = False,
     ) -> None:
         super().__init__()
+        check_counts(out_channels=out_channels, bins=bins, bin_width=bin_width, head_width=head_width)
         self.return_heads = return_heads
         self.head_weights = (1.0, 0.4) if auxiliary_head else (1.0,)
         self.encoder = dilated_encoder(
             encoder,
             spatial_dims,
             in_channels,
+            paper=DilatedForm(output_stride=8, deep_stem=True),
             weights=weights,
             widths=widths,
             output_stride=output_stride,
-            default_stride=8,
             multi_grid=multi_grid,
             dilation=dilation,
             deep_stem=deep_stem,
@@ -94,19 +106,22 @@ class PSPNet(nn.Module):
             activation=activation,
         )
         *_, middle, deep = self.encoder.widths
-        head = partial(conv_head, spatial_dims, norm=norm, activation=activation, dropout=dropout)
-        self.reasoning = GraphReasoning(spatial_dims, deep, norm=norm) if graph_reasoning else nn.Identity()
-        self.pyramid = PyramidPooling(spatial_dims, deep, bins=bins, width=bin_width, norm=norm, activation=activation)
+        head_norm = norm_or("batch", norm)
+        head = partial(conv_head, spatial_dims, norm=head_norm, activation=activation, dropout=dropout)
+        self.reasoning = GraphReasoning(spatial_dims, deep, norm=head_norm) if graph_reasoning else nn.Identity()
+        self.pyramid = PyramidPooling(
+            spatial_dims, deep, bins=bins, width=bin_width, norm=head_norm, activation=activation
+        )
         self.head = head(self.pyramid.out_channels, head_width, out_channels)
-        self.auxiliary_head = head(middle, max(8, middle // 4), out_channels) if auxiliary_head else None
+        self.auxiliary_head = build_auxiliary(
+            head, middle, out_channels, asked=auxiliary_head, return_heads=return_heads
+        )
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """`(B, in_channels, *spatial)` -> `(B, out_channels, *spatial)`, or a list of logits while training."""
         *_, middle, deep = self.encoder(image)
         logits = resize_like(self.head(self.pyramid(self.reasoning(deep))), image)
-        if self.auxiliary_head is None or not (self.training or self.return_heads):
-            return logits
-        return [logits, self.auxiliary_head(middle)]
+        return with_auxiliary(logits, self.auxiliary_head, middle, wanted=self.training or self.return_heads)
 
 
 class PyramidPooling(nn.Module):
@@ -137,8 +152,7 @@ class PyramidPooling(nn.Module):
         activation: ActivationName = "relu",
     ) -> None:
         super().__init__()
-        if not bins or min(bins) < 1:
-            raise ConfigError(f"PyramidPooling: bins are {list(bins)}; give at least one, each 1 or more")
+        check_counts(bins=bins)
         width = max(8, in_channels // len(bins)) if width is None else width
         self.bins = tuple(bins)
         self.out_channels = in_channels + len(bins) * width

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.errors import ConfigError
 from medseg.networks.aspp import ASPP, AtrousClassifiers, separable_conv_norm_act
+from medseg.networks.blocks import BatchNorm, InstanceNorm
 from medseg.networks.deeplab_v1 import DeepLabV1
 from medseg.networks.deeplab_v2 import DeepLabV2
 from medseg.networks.deeplab_v3 import DeepLabV3, DeepLabV3Plus
@@ -248,7 +249,20 @@ def test_the_auxiliary_head_reads_the_third_stage(spatial_dims):
     assert network.head_weights == (1, 0.5)
 
 
-@pytest.mark.parametrize("name", ["v1", "v3", "v3+"])
+@both_dimensions
+def test_v3_plus_may_have_an_auxiliary_head(spatial_dims):
+    settings = {"aspp_width": 8, "low_level_width": 4, "auxiliary_head": True, **RESNET}
+    network = DeepLabV3Plus(spatial_dims, 1, 3, **settings)
+    image = torch.randn(2, 1, *SIZE[:spatial_dims])
+    main, auxiliary = network.train()(image)
+    assert main.shape == (2, 3, *SIZE[:spatial_dims])
+    assert auxiliary.shape == (2, 3, *(3, 3, 2)[:spatial_dims])  # the third stage's grid, 16 voxels a side
+    assert network.eval()(image).shape == main.shape
+    assert network.head_weights == (1, 0.5)
+    assert len(DeepLabV3Plus(spatial_dims, 1, 3, **settings, return_heads=True).eval()(image)) == 2
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "v3", "v3+"])
 def test_dropout_acts_only_while_training(name):
     network, settings = NARROW[name]
     network, image = network(2, 1, 2, dropout=0.5, **settings), torch.randn(2, 1, *SIZE[:2])
@@ -317,10 +331,11 @@ def test_an_encoder_module_of_one_s_own_is_used(network):
 def test_v3_and_v3_plus_take_a_vgg(encoder, spatial_dims):
     image = torch.randn(1, 1, *SIZE[:spatial_dims])
     for network in (DeepLabV3, DeepLabV3Plus):
-        ours = network(spatial_dims, 1, 2, encoder=encoder, widths=WIDTHS, multi_grid=None, aspp_width=8).eval()
+        ours = network(spatial_dims, 1, 2, encoder=encoder, widths=WIDTHS, aspp_width=8).eval()
         assert ours(image).shape == (1, 2, *SIZE[:spatial_dims])
-    with pytest.raises(ConfigError, match=f"encoder is '{encoder}'; give multi_grid=None and deep_stem=False"):
-        DeepLabV3(spatial_dims, 1, 2, encoder=encoder)
+        for name, value in (("multi_grid", (1, 2, 4)), ("dilation", "torchvision")):
+            with pytest.raises(ConfigError, match=f"encoder is '{encoder}'; leave {name} out"):
+                network(spatial_dims, 1, 2, encoder=encoder, **{name: value})
 
 
 class CoarseEncoder(nn.Module):
@@ -341,10 +356,90 @@ def test_an_unknown_encoder_is_refused(network, known):
         network(2, 1, 2, encoder="alexnet")
 
 
+@pytest.mark.parametrize(("network", "encoder"), [(DeepLabV1, "vgg11"), (DeepLabV2, "resnet18")])
+@both_dimensions
+def test_v1_and_v2_run_at_output_stride_16_with_rates_as_wide_in_the_image(network, encoder, spatial_dims):
+    ours = network(spatial_dims, 1, 2, encoder=encoder, widths=WIDTHS, output_stride=16).eval()
+    assert ours.encoder.strides[-1] == 16
+    image = torch.randn(1, 1, *SIZE[:spatial_dims])
+    assert ours.encoder(image)[-1].shape[2:] == (3, 3, 2)[:spatial_dims]  # 33, 47 and 20 over 16, rounded up
+    assert ours(image).shape == (1, 2, *SIZE[:spatial_dims])
+    layers = [ours.fc6[0]] if network is DeepLabV1 else ours.head.classifiers
+    assert [layer.dilation[0] for layer in layers] == ([6] if network is DeepLabV1 else [3, 6, 9, 12])
+    with pytest.raises(ConfigError, match="output_stride is 4; use 32 or 16 or 8"):
+        network(spatial_dims, 1, 2, encoder=encoder, widths=WIDTHS, output_stride=4)
+
+
+def test_v2_takes_torchvision_s_strides_with_a_file_of_weights(tmp_path):
+    def first_strides(**settings):
+        block = DeepLabV2(2, 3, 2, encoder="resnet50", widths=WIDTHS, **settings).encoder.layer2[0]
+        return block.conv1.stride[0], block.conv2.stride[0]
+
+    torch.save(ResNet(2, 3, depth=50, widths=WIDTHS).state_dict(), tmp_path / "resnet50.pth")
+    weights = tmp_path / "resnet50.pth"
+    assert first_strides() == (2, 1)  # the paper's
+    assert first_strides(weights=weights) == (1, 2)  # torchvision's, whose names are the same
+    assert first_strides(weights=weights, stride_in_1x1=True) == (2, 1)
+    assert first_strides(stride_in_1x1=False) == (1, 2)
+
+
+MODULE_REFUSES = [
+    (DeepLabV1, {"widths": WIDTHS}, "widths"),
+    (DeepLabV2, {"stride_in_1x1": False}, "stride_in_1x1"),
+    (DeepLabV3, {"multi_grid": (1, 2)}, "multi_grid"),
+    (DeepLabV3, {"dilation": "every_block"}, "dilation"),
+    (DeepLabV3Plus, {"multi_grid": (1, 2)}, "multi_grid"),
+    (DeepLabV3Plus, {"dilation": "torchvision"}, "dilation"),
+]
+
+
+@pytest.mark.parametrize(("network", "settings", "name"), MODULE_REFUSES)
+def test_what_shapes_an_encoder_is_refused_beside_a_module(network, settings, name):
+    encoder = ResNet(2, 1, depth=18, widths=WIDTHS)
+    with pytest.raises(ConfigError, match=f"encoder is a module; set {name} where it is made"):
+        network(2, 1, 2, encoder=encoder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("v1", {"rate": 0}, "rate is 0; use whole numbers, 1 or more"),
+        ("v1", {"head_width": 0}, "head_width is 0"),
+        ("v2", {"rates": (6, 0)}, r"rates is \(6, 0\)"),
+        ("v2", {"dropout": 1.5}, "dropout is 1.5; use a probability"),
+        ("v3", {"head_convs": -1}, "head_convs is -1; use whole numbers, 0 or more"),
+        ("v3", {"aspp_width": 0}, "aspp_width is 0"),
+        ("v3", {"return_heads": True}, "return_heads has no extra heads to return; set auxiliary_head=True too"),
+        ("v3+", {"head_convs": -1}, "head_convs is -1; use whole numbers, 0 or more"),
+        ("v3+", {"low_level_width": 0}, "low_level_width is 0"),
+        ("v3+", {"return_heads": True}, "return_heads has no extra heads to return; set auxiliary_head=True too"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, settings, message):
+    network, narrow = NARROW[name]
+    with pytest.raises(ConfigError, match=message):
+        network(2, 1, 2, **{**narrow, **settings})
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_no_norm_means_none_also_in_the_encoder(name):
+    network, settings = NARROW[name]
+    parts = network(2, 1, 2, norm=None, **settings).modules()
+    assert not [part for part in parts if isinstance(part, BatchNorm | InstanceNorm)]
+
+
+@pytest.mark.parametrize(("encoder", "own"), [("vgg11", set()), ("vgg11_bn", {BatchNorm}), ("resnet18", {BatchNorm})])
+@pytest.mark.parametrize("network", [DeepLabV3, DeepLabV3Plus])
+def test_the_default_norm_leaves_the_encoder_its_own(network, encoder, own):
+    ours = network(2, 1, 2, encoder=encoder, widths=WIDTHS, aspp_width=8)
+    for part, kinds in ((ours.encoder, own), (ours.aspp, {BatchNorm})):
+        assert {type(module) for module in part.modules() if isinstance(module, BatchNorm | InstanceNorm)} == kinds
+
+
 @pytest.mark.parametrize("rates", [(), (6, 0)])
 @pytest.mark.parametrize("module", [ASPP, AtrousClassifiers])
 def test_rates_must_be_positive(module, rates):
-    with pytest.raises(ConfigError, match=r"rates are \[.*\]; give at least one dilation, each 1 or more"):
+    with pytest.raises(ConfigError, match=r"rates is \(.*\); use whole numbers, 1 or more"):
         module(2, 4, 3, rates=rates)
 
 

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from medseg.errors import ConfigError
-from medseg.networks.blocks import CONV, DROPOUT, BatchNorm
+from medseg.networks.blocks import CONV, DROPOUT, BatchNorm, InstanceNorm
 from medseg.networks.encoders import VGG, ResNet
 from medseg.networks.fcn import FCN, linear_upsampling
 
@@ -205,8 +205,7 @@ def test_logits_on_resnet_equal_torchvision(depth, torchvision_models, same_weig
 @both_dimensions
 def test_a_small_patch_alone_trains_every_parameter(settings, spatial_dims):
     network = FCN(spatial_dims, 1, 3, **settings).train()
-    # a ReLU may be silent for one image, dropout takes half of eight channels; not 5 to 7 voxels along the first axis:
-    # torch 2.13 on a CPU computes the gradient of a 7x7x7 kernel with stride 2 wrongly there, or crashes
+    # a ReLU may be silent for one image, dropout takes half of eight channels
     for _ in range(4):
         network(torch.randn(1, 1, *(9, 5, 4)[:spatial_dims])).square().sum().backward()
     for name, parameter in network.named_parameters():
@@ -249,7 +248,7 @@ def test_an_encoder_may_be_a_module(spatial_dims):
 
 
 def test_a_vgg_of_another_stride_is_refused():
-    with pytest.raises(ConfigError, match="auxiliary_head and output_stride need a ResNet encoder"):
+    with pytest.raises(ConfigError, match="auxiliary_head, return_heads and output_stride need a ResNet encoder"):
         FCN(2, 1, 3, encoder=VGG(2, 1, widths=WIDTHS, output_stride=8), fc_width=8)
 
 
@@ -294,14 +293,41 @@ def test_onnx_gives_equal_logits(spatial_dims, variant, tmp_path):
         (2, {"variant": "4s"}, "variant is '4s'; use '8s' or '16s' or '32s'"),
         (2, {"fc_kernel_size": 4}, "fc_kernel_size is 4; use an odd one, with 'pad100' 7"),
         (2, {"fc_kernel_size": 3, "padding": "pad100"}, "fc_kernel_size is 3; use an odd one, with 'pad100' 7"),
-        (2, {"auxiliary_head": True}, "auxiliary_head and output_stride need a ResNet encoder"),
-        (2, {"output_stride": 8}, "auxiliary_head and output_stride need a ResNet encoder"),
-        (2, {"encoder": "resnet18", "variant": "32s"}, "variant and padding need a VGG encoder"),
-        (2, {"encoder": "resnet18", "padding": "pad100"}, "variant and padding need a VGG encoder"),
+        (2, {"auxiliary_head": True}, "auxiliary_head, return_heads and output_stride need a ResNet encoder"),
+        (2, {"output_stride": 8}, "auxiliary_head, return_heads and output_stride need a ResNet encoder"),
+        (2, {"return_heads": True}, "auxiliary_head, return_heads and output_stride need a ResNet encoder"),
+        (2, {"dilation": "nonsense"}, r"encoder is 'vgg16'; leave dilation out \(of a ResNet\)"),
+        (2, {"fc_width": 0}, "fc_width is 0; use whole numbers, 1 or more"),
+        (2, {"fc_kernel_size": -1}, "fc_kernel_size is -1; use whole numbers, 1 or more"),
+        (2, {"dropout": 1.5}, "dropout is 1.5; use a probability"),
+        (2, {"encoder": "resnet18", "variant": "32s"}, "variant, .* need a VGG encoder"),
+        (2, {"encoder": "resnet18", "padding": "pad100"}, "padding, .* need a VGG encoder"),
+        (2, {"encoder": "resnet18", "fc_width": 8}, "fc_width and fc_kernel_size need a VGG encoder"),
+        (2, {"encoder": "resnet18", "fc_kernel_size": 3}, "fc_width and fc_kernel_size need a VGG encoder"),
+        (2, {"encoder": "resnet18", "return_heads": True}, "return_heads has no extra heads to return; set auxiliary"),
         (4, {}, "spatial_dims is 4; use 2 or 3"),
     ],
 )
 def test_contradicting_settings_are_refused(spatial_dims, settings, message):
     narrow = {"widths": WIDTHS} | ({"fc_width": 8} if "encoder" not in settings else {})
     with pytest.raises(ConfigError, match=message):
-        FCN(spatial_dims, 1, 3, **narrow, **settings)
+        FCN(spatial_dims, 1, 3, **{**narrow, **settings})
+
+
+@pytest.mark.parametrize(
+    ("encoder", "norm", "in_encoder", "in_head"),
+    [
+        ("vgg11", "default", set(), set()),
+        ("vgg11_bn", "default", {BatchNorm}, set()),
+        ("resnet18", "default", {BatchNorm}, {BatchNorm}),
+        ("vgg11_bn", None, set(), set()),
+        ("resnet18", None, set(), set()),
+        ("vgg11", "instance", {InstanceNorm}, {InstanceNorm}),
+        ("resnet18", "instance", {InstanceNorm}, {InstanceNorm}),
+    ],
+)
+def test_no_norm_means_none_and_default_the_published_one(encoder, norm, in_encoder, in_head):
+    wide = {"fc_width": 8, "fc_kernel_size": 3} if "vgg" in encoder else {}
+    network = FCN(2, 1, 3, encoder=encoder, widths=WIDTHS, norm=norm, **wide)
+    for part, kinds in ((network.encoder, in_encoder), (network.head, in_head)):
+        assert {type(module) for module in part.modules() if isinstance(module, BatchNorm | InstanceNorm)} == kinds

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.errors import ConfigError
+from medseg.networks.blocks import BatchNorm, InstanceNorm
 from medseg.networks.encoders import ResNet
 from medseg.networks.pspnet import PSPNet, PyramidPooling
 
@@ -59,6 +60,48 @@ def test_every_block_of_the_last_two_stages_is_dilated():
     for stage, blocks, rate in ((encoder.layer2, 4, 1), (encoder.layer3, 6, 2), (encoder.layer4, 3, 4)):
         assert [block.conv2.dilation for block in stage] == [(rate, rate)] * blocks
     assert encoder.strides[-2:] == (8, 8)
+
+
+def test_the_whole_network_is_torchvision_s_dilated_resnet_and_the_paper_s_head(
+    torchvision_models, same_weights, random_statistics
+):
+    theirs = torchvision_models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+    del theirs.fc
+    for stage, rate in ((theirs.layer3, 2), (theirs.layer4, 4)):
+        for block in stage:  # torchvision leaves the first block of a stage the rate before
+            block.conv2.dilation = block.conv2.padding = (rate, rate)
+    theirs = random_statistics(theirs).double().eval()
+    ours = PSPNet(2, 3, 4, deep_stem=False, head_width=8, bin_width=3, auxiliary_head=True, return_heads=True)
+    ours = random_statistics(ours).double().eval()
+    same_weights(ours.encoder, theirs)
+    weights = ours.state_dict()
+
+    def layer(features, name, padding=0):
+        features = F.conv2d(features, weights[f"{name}.0.weight"], padding=padding)
+        norm = [weights[f"{name}.1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(features, *norm).relu()
+
+    def head(features, name):
+        features = layer(features, f"{name}.0", padding=1)
+        return F.conv2d(features, weights[f"{name}.2.weight"], weights[f"{name}.2.bias"])
+
+    image = torch.randn(2, 3, 65, 49, dtype=torch.float64)
+    with torch.inference_mode():
+        features = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
+        middle = theirs.layer3(theirs.layer2(theirs.layer1(features)))
+        deep = theirs.layer4(middle)
+        assert deep.shape == (2, 2048, 9, 7)
+        means = [
+            layer(F.adaptive_avg_pool2d(deep, bins), f"pyramid.branches.{i}") for i, bins in enumerate((1, 2, 3, 6))
+        ]
+        means = [F.interpolate(mean, deep.shape[2:], mode="bilinear", align_corners=False) for mean in means]
+        expected = F.interpolate(
+            head(torch.cat([deep, *means], 1), "head"), image.shape[2:], mode="bilinear", align_corners=False
+        )
+        main, auxiliary = ours(image)
+        assert expected.std() > 1e-2
+        torch.testing.assert_close(main, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(auxiliary, head(middle, "auxiliary_head"), atol=1e-5, rtol=1e-5)
 
 
 @both_dimensions
@@ -125,7 +168,7 @@ def test_dropout_acts_only_while_training():
 
 @pytest.mark.parametrize("bins", [(), (0, 2)])
 def test_bins_must_be_positive(bins):
-    with pytest.raises(ConfigError, match=r"bins are \[.*\]; give at least one, each 1 or more"):
+    with pytest.raises(ConfigError, match=r"bins is \(.*\); use whole numbers, 1 or more"):
         PyramidPooling(2, 8, bins=bins)
 
 
@@ -148,3 +191,40 @@ def test_onnx_gives_equal_logits(spatial_dims, tmp_path, random_statistics):
     (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     with torch.inference_mode():
         np.testing.assert_allclose(logits, network(image).numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"return_heads": True}, "return_heads has no extra heads to return; set auxiliary_head=True too"),
+        ({"bins": (0, 2)}, r"bins is \(0, 2\); use whole numbers, 1 or more"),
+        ({"bin_width": 0}, "bin_width is 0; use whole numbers, 1 or more"),
+        ({"head_width": 0}, "head_width is 0; use whole numbers, 1 or more"),
+        ({"dropout": -0.5}, "dropout is -0.5; use a probability"),
+        ({"encoder": "vgg11", "deep_stem": True}, r"encoder is 'vgg11'; leave deep_stem out \(of a ResNet\)"),
+    ],
+)
+def test_settings_that_do_nothing_or_are_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        PSPNet(2, 1, 2, **{**NARROW, **settings})
+
+
+@pytest.mark.parametrize("settings", [{"deep_stem": True}, {"dilation": "every_block"}, {"multi_grid": (1, 2)}])
+def test_what_shapes_an_encoder_is_refused_beside_a_module(settings):
+    encoder = ResNet(2, 1, depth=18, widths=(4, 4, 6, 8, 8), output_stride=8)
+    with pytest.raises(ConfigError, match=f"encoder is a module; set {next(iter(settings))} where it is made"):
+        PSPNet(2, 1, 2, encoder=encoder, **settings)
+
+
+def test_a_vgg_needs_no_further_setting():
+    encoder = {"encoder": "vgg11", "widths": (4, 4, 6, 8, 8)}
+    assert PSPNet(2, 1, 2, head_width=8, **encoder).eval()(torch.randn(1, 1, 33, 47)).shape == (1, 2, 33, 47)
+
+
+@pytest.mark.parametrize(
+    ("norm", "kinds"), [("default", {BatchNorm}), ("batch", {BatchNorm}), ("instance", {InstanceNorm}), (None, set())]
+)
+def test_a_norm_is_everywhere_or_nowhere(norm, kinds):
+    network = PSPNet(2, 1, 2, norm=norm, auxiliary_head=True, graph_reasoning=True, **NARROW)
+    for part in (network.encoder, network.pyramid, network.head, network.auxiliary_head, network.reasoning):
+        assert {type(module) for module in part.modules() if isinstance(module, BatchNorm | InstanceNorm)} == kinds
