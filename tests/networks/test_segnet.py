@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import BatchNorm, InstanceNorm
-from medseg.networks.encoders import VGG
+from medseg.networks.encoders import VGG, ResNet
 from medseg.networks.segnet import SegNet, unpool
 
 WIDTHS = (4, 4, 6, 8, 8)
@@ -148,6 +148,48 @@ def test_the_norm_follows_every_convolution_but_the_last(norm, layer):
     assert norms == [layer] * 25
 
 
+@pytest.mark.parametrize(("encoder", "own"), [("vgg11", 0), ("vgg11_bn", 8)])
+def test_no_norm_means_none_and_default_the_published_one(encoder, own):
+    def norms(**settings):
+        network = SegNet(2, 1, 3, encoder=encoder, widths=WIDTHS, **settings)
+        return sum(isinstance(module, (InstanceNorm, BatchNorm)) for module in network.modules())
+
+    assert norms() == norms(norm="default") == own + 7
+    assert norms(norm=None) == 0
+
+
+@pytest.mark.parametrize("upsampling", ["interpolate", "transposed"])
+@both_dimensions
+def test_the_decoder_may_climb_without_positions(spatial_dims, upsampling):
+    network = SegNet(spatial_dims, 1, 3, widths=WIDTHS, upsampling=upsampling).double().train()
+    image = torch.randn(2, 1, *SIZE[:spatial_dims], dtype=torch.float64)
+    logits = network(image)
+    assert logits.shape == (2, 3, *SIZE[:spatial_dims])
+    logits.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    # from the deepest pooled map, written with torch's functions
+    features = network.eval().encoder.pooled(image)[0][-1]
+    sizes = [SIZE[:spatial_dims]]
+    for _ in range(4):
+        sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
+    up_conv = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[spatial_dims]
+    for level in (4, 3, 2, 1, 0):
+        if upsampling == "transposed":
+            conv = network.climbs[level].conv
+            features = up_conv(features, conv.weight, conv.bias, stride=2)
+            features = features[(..., *(slice(side) for side in sizes[level]))]
+        else:
+            mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
+            features = F.interpolate(features, sizes[level], mode=mode, align_corners=False)
+        features = network.steps[level](features)
+    torch.testing.assert_close(network(image), network.head(features))
+
+
+def test_an_unknown_upsampling_is_refused():
+    with pytest.raises(ConfigError, match="upsampling is 'nearest'; use 'unpool' or 'interpolate' or 'transposed'"):
+        SegNet(2, 1, 3, widths=WIDTHS, upsampling="nearest")
+
+
 def test_dropout_acts_only_while_training():
     network = SegNet(2, 1, 3, widths=WIDTHS, norm="instance", dropout=0.5)
     image = torch.randn(1, 1, 17, 19)
@@ -170,8 +212,10 @@ def test_onnx_puts_values_back_to_the_same_places(spatial_dims, tmp_path):
 
 
 def test_encoders_without_indices_are_refused():
-    with pytest.raises(ConfigError, match="SegNet: encoder is 'resnet18'; use one that pools with indices"):
+    with pytest.raises(ConfigError, match=r"encoder is 'resnet18'; use 'vgg11' or .* or 'vgg19_bn'$"):
         SegNet(2, 1, 3, encoder="resnet18")
+    with pytest.raises(ConfigError, match="SegNet: encoder is a ResNet; use a VGG, which pools with indices"):
+        SegNet(2, 1, 3, encoder=ResNet(2, 1, depth=18, widths=WIDTHS))
 
 
 @pytest.mark.parametrize("settings", [{"output_stride": 8}, {"pool_kernel_size": 3}])
