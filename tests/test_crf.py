@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.crf import CRFasRNN, DenseCRF, GaussianKernels, mean_field, potts
 from medseg.crf.sums import GridSums
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 
 SIZES = {2: (9, 7), 3: (5, 4, 3)}
 SPACING = {2: (0.8, 1.7), 3: (0.8, 1.7, 3.0)}
@@ -221,7 +222,9 @@ def test_large_images_take_the_grid() -> None:
 
 def test_a_grid_that_would_not_fit_is_refused() -> None:
     crf = DenseCRF(intensity=1e-3, intensity_range=None, method="grid")
-    with pytest.raises(ConfigError, match=r"bilateral grid would have \d{9} x 33 x 33 cells.*set intensity_range"):
+    with pytest.raises(
+        ConfigError, match=r"bilateral grid would have \d{9} x 33 x 33 cells.*set intensity and intensity_range"
+    ):
         crf.refine(torch.zeros(2, 80, 80), torch.linspace(0, 1e5, 6400).view(1, 80, 80), (1.0, 1.0))
 
 
@@ -300,6 +303,33 @@ def test_half_precision_logits_are_refined_in_single_precision(method: str) -> N
     torch.testing.assert_close(refined, layer(logits.bfloat16().float(), image))
 
 
+def test_a_layer_on_hounsfield_units_says_what_to_set_and_takes_it() -> None:
+    logits, image = torch.randn(1, 2, 70, 65), torch.randn(1, 1, 70, 65) * 400
+    with pytest.raises(ConfigError, match=r"set intensity and intensity_range in the image's unit"):
+        CRFasRNN(2, 2, intensity=1e-4)(logits, image)
+    refined = CRFasRNN(2, 2, intensity=25, intensity_range=[-150, 250])(logits, image)
+    torch.testing.assert_close(refined, CRFasRNN(2, 2, intensity=25)(logits, image.clamp(-150, 250)))
+
+
+@pytest.mark.parametrize(
+    ("logits", "image"),
+    [
+        ((2, 4, 9, 7), (2, 1, 9, 7)),  # classes
+        ((2, 3, 9, 7), (2, 1, 9, 8)),  # grid
+        ((2, 3, 9, 7), (1, 1, 9, 7)),  # batch
+        ((2, 3, 9, 7), (2, 9, 7)),  # no channel
+        ((2, 3, 9, 7, 5), (2, 1, 9, 7, 5)),  # dimensions
+    ],
+)
+def test_logits_and_images_that_do_not_fit_are_refused_in_one_line(
+    logits: tuple[int, ...], image: tuple[int, ...]
+) -> None:
+    message = f"logits are {logits} and the image {image}; give (B, 3, *spatial) and (B, K, *spatial), in 2D"
+    with pytest.raises(DataError, match=re.escape(message)) as refusal:
+        CRFasRNN(2, 3)(torch.zeros(logits), torch.zeros(image))
+    assert "\n" not in str(refusal.value)
+
+
 def test_potts_penalizes_unlike_labels() -> None:
     assert potts(3).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
 
@@ -315,7 +345,9 @@ def test_potts_penalizes_unlike_labels() -> None:
         ({"appearance_weight": -1}, r"appearance_weight is -1; give 0 or more"),
         ({"smoothness_weight": -2}, r"smoothness_weight is -2; give 0 or more"),
         ({"iterations": 0}, r"iterations is 0; give 1 or more"),
-        ({"label_confidence": 1.0}, r"label_confidence is 1.0; give a probability between 0 and 1"),
+        ({"label_confidence": 1.0}, r"label_confidence is 1.0; give a probability above 0.5 and below 1"),
+        ({"label_confidence": 0.5}, r"label_confidence is 0.5; give a probability above 0.5 and below 1"),
+        ({"label_confidence": 0.3}, r"label_confidence is 0.3; give a probability above 0.5"),
         ({"compatibility": [[0, 1], [1]]}, r"compatibility is .*; give a square matrix"),
     ],
 )

@@ -154,6 +154,15 @@ def test_a_scan_of_another_shape_is_refused() -> None:
         DenseCRF()(label, AFFINE, scan[:, :, :10])
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_scan_with_a_voxel_that_is_no_number_is_refused(broken: float) -> None:
+    label, scan = box_case()
+    holed = scan.astype(np.float32)
+    holed[6, 7, 4] = broken
+    with pytest.raises(DataError, match="1 voxels of the scan are NaN or infinite; mend it, or remove the rule"):
+        DenseCRF()(label, AFFINE, holed)
+
+
 def test_a_recipe_may_name_the_rule() -> None:
     rule = build({"cleanup": [{"_target_": "medseg.crf.DenseCRF", "position_mm": 3, "iterations": 2}]}, "cleanup::0")
     assert isinstance(rule, DenseCRF)

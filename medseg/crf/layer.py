@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medseg.crf.kernels import GaussianKernels
 from medseg.crf.mean_field import mean_field, potts
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 
 
 class CRFasRNN(nn.Module):
@@ -28,6 +28,7 @@ class CRFasRNN(nn.Module):
         smoothness_mm: width of the smoothness kernel.
         iterations: rounds in training.
         evaluation_iterations: rounds in evaluation.
+        intensity_range: intensities are clipped to it first; None for no clipping.
         method: `"auto"`, `"exact"` or `"grid"`, see `GaussianKernels`.
 
     Reference:
@@ -45,6 +46,7 @@ class CRFasRNN(nn.Module):
         smoothness_mm: float = 3.0,
         iterations: int = 5,
         evaluation_iterations: int = 10,
+        intensity_range: Sequence[float] | None = None,
         method: Literal["auto", "exact", "grid"] = "auto",
     ) -> None:
         super().__init__()
@@ -58,18 +60,35 @@ class CRFasRNN(nn.Module):
                 f"{classes} classes with {iterations} and {evaluation_iterations} iterations; a CRF needs at least 2 "
                 "classes and 1 iteration"
             )
-        self.kernels = GaussianKernels(position_mm, intensity, smoothness_mm, method=method)
+        self.kernels = GaussianKernels(
+            position_mm, intensity, smoothness_mm, intensity_range=intensity_range, method=method
+        )
         self.iterations, self.evaluation_iterations = iterations, evaluation_iterations
         self.appearance_weight = nn.Parameter(torch.full((classes,), 5.0))
         self.smoothness_weight = nn.Parameter(torch.full((classes,), 3.0))
         self.compatibility = nn.Parameter(potts(classes))
 
     def forward(self, logits: Tensor, image: Tensor) -> Tensor:
-        """Refined logits; gradient reaches the logits and the layer's parameters, not the image."""
+        """Refined logits; gradient reaches the logits and the layer's parameters, not the image.
+
+        Raises:
+            DataError: if logits and image do not fit the layer or each other.
+            ConfigError: if `intensity` is so far from the image's unit that the grid would not fit.
+        """
+        self._check(logits, image)
         with torch.autocast(logits.device.type, enabled=False):  # sums of many small weights lose too much in half
             precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
             samples = zip(precise, image.detach().to(precise), strict=True)
             return torch.stack([self._refine(*sample) for sample in samples])
+
+    def _check(self, logits: Tensor, image: Tensor) -> None:
+        classes, dims = len(self.compatibility), len(self.spacing_mm)
+        fits = logits.ndim == image.ndim == dims + 2 and logits.shape[1] == classes
+        if not fits or len(logits) != len(image) or logits.shape[2:] != image.shape[2:]:
+            raise DataError(
+                f"logits are {tuple(logits.shape)} and the image {tuple(image.shape)}; give (B, {classes}, *spatial) "
+                f"and (B, K, *spatial), in {dims}D and on one grid"
+            )
 
     def _refine(self, logits: Tensor, image: Tensor) -> Tensor:
         appearance, smoothness = self.kernels.messages(image, self.spacing_mm)

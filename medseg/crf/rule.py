@@ -81,7 +81,7 @@ class DenseCRF:
         smoothness_weight: how strongly near voxels ask for one label, whatever they look like.
         compatibility: penalties `(C, C)` of label value beside label value; 1 where they differ if None.
         iterations: rounds of message passing.
-        label_confidence: probability that a voxel's label is right; the other values share the rest.
+        label_confidence: probability that a voxel's label is right, above 0.5; the other values share the rest.
         intensity_range: intensities are clipped to it first; None for no clipping.
         method: `"auto"`, `"exact"` or `"grid"`, see `GaussianKernels`.
 
@@ -118,8 +118,8 @@ class DenseCRF:
                 raise ConfigError(f"{name} is {weight}; give 0 or more")
         if iterations < 1:
             raise ConfigError(f"iterations is {iterations}; give 1 or more")
-        if not 0 < label_confidence < 1:
-            raise ConfigError(f"label_confidence is {label_confidence}; give a probability between 0 and 1")
+        if not 0.5 < label_confidence < 1:  # below 1 / number of values, the other values would be likelier
+            raise ConfigError(f"label_confidence is {label_confidence}; give a probability above 0.5 and below 1")
         if compatibility is not None and {len(row) for row in compatibility} != {len(compatibility)}:
             raise ConfigError(f"compatibility is {compatibility}; give a square matrix, one row a label value")
         self.appearance_weight, self.smoothness_weight = appearance_weight, smoothness_weight
@@ -132,7 +132,7 @@ class DenseCRF:
         """Label map `(X, Y, Z)`, its affine and the scan on the same grid -> refined label map; inputs stay.
 
         Raises:
-            DataError: if the scan has another shape.
+            DataError: if the scan has another shape, or values that are no finite numbers where the rule looks.
             ConfigError: if `compatibility` has no row for a label value.
         """
         if label.shape != scan_voxels.shape:
@@ -148,6 +148,8 @@ class DenseCRF:
             around = grown(tile, margin, label.shape)
             logits = label_logits(label[around], values, self.label_confidence)
             image = torch.from_numpy(scan_voxels[around].astype(np.float32, order="C"))
+            if broken := image.numel() - int(image.isfinite().sum()):
+                raise DataError(f"{broken} voxels of the scan are NaN or infinite; mend it, or remove the rule")
             winner = self.refine(logits, image[None], spacing, values=values.tolist()).argmax(dim=0).numpy()
             inner = tuple(slice(t.start - a.start, t.stop - a.start) for t, a in zip(tile, around, strict=True))
             refined[tile] = values[winner[inner]]

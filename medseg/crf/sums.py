@@ -77,7 +77,8 @@ class GridSums:
         if prod(self.cells) > MOST_CELLS:
             raise ConfigError(
                 f"the bilateral grid would have {' x '.join(map(str, self.cells))} cells, at most {MOST_CELLS} fit; "
-                "set intensity_range to what matters (CT: about [-150, 250] HU), or use wider kernels"
+                "set intensity and intensity_range in the image's unit (CT: about 25 and [-150, 250] HU), or use wider "
+                "kernels"
             )
         self.coarse = any(axis.step for axis in self.axes)
         self.blurs = [axis.blur().to(intensities) for axis in self.axes]
