@@ -1,6 +1,7 @@
 """Size and cost of every network of the catalog: parameters, GFLOPs, milliseconds and peak memory of one image.
 
-Each is measured in a process of its own, so that the peak memory is its own too. GFLOPs count a multiplication with its
+Each is measured in a process of its own, so that the peak memory is its own too: what the process needs beyond the
+imports, weights included. GFLOPs count a multiplication with its
 addition as two, as PyTorch's counter does. Milliseconds are the median over repeated passes in evaluation mode; their
 ratio to the plain U-Net of the same dimensions, measured in the same run, is what a shared machine can tell.
 
@@ -47,8 +48,9 @@ def main() -> None:
     chosen = settings.names or list(catalog)
     rows = [in_own_process(name) for name in dict.fromkeys([*chosen, *BASELINE.values()])]
     for row in rows:
-        baseline = next((other for other in rows if other["name"] == BASELINE[row["spatial_dims"]]), None)
-        row["ratio"] = None if baseline is None or row["error"] else row["milliseconds"] / baseline["milliseconds"]
+        baseline = next(other for other in rows if other["name"] == BASELINE[row["spatial_dims"]])
+        failed = row["error"] or baseline["error"]
+        row["ratio"] = float("nan") if failed else row["milliseconds"] / baseline["milliseconds"]
     print(table(rows))
     if settings.out:
         settings.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -76,9 +78,9 @@ def measured(name: str, settings: argparse.Namespace) -> dict[str, Any]:
     spatial_dims = dimensions(entry)
     size = settings.size_2d if spatial_dims == 2 else settings.size_3d
     recipe = {"network_def": entry, "in_channels": 1, "out_channels": 3}
+    idle_mb = peak_memory_mb()
     network = build(recipe, "network_def").eval()
     image = torch.randn(1, 1, *size)
-    idle_mb = peak_memory_mb()
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             network(image)

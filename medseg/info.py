@@ -25,6 +25,7 @@ def offered() -> dict[str, dict[str, dict[str, Any]]]:
         for kind, modules in KINDS.items()
     }
     found["cleanup"] = {path: part for path, part in found["cleanup"].items() if _is_rule(part)}
+    found["encoders"] = {path: part for path, part in found["encoders"].items() if hasattr(part, "forward")}
     return {kind: {path: described(part) for path, part in parts.items()} for kind, parts in found.items()}
 
 

@@ -20,6 +20,7 @@ def test_every_kind_has_entries_and_each_says_what_it_is():
     assert "medseg.postprocessing.CleanupRule" not in found["cleanup"]  # a protocol, not a rule
     assert "medseg.crf.DenseCRF" in found["cleanup"]
     assert "medseg.crf.CRFasRNN" not in found["cleanup"]  # a layer
+    assert found["encoders"].keys() == {"medseg.networks.encoders.ResNet", "medseg.networks.encoders.VGG"}
     assert not [path for parts in found.values() for path, part in parts.items() if not part["about"]]
 
 
