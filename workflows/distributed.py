@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -131,6 +132,8 @@ def parallel(network: nn.Module) -> nn.Module:
     """The network as the step calls it: its gradients become the mean over all processes."""
     if processes() == 1:
         return network
+    # 1x1 kernels have several strides for one layout in memory, which torch remarks on
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(network)
 
 

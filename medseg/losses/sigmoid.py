@@ -8,6 +8,7 @@ from torch.nn.functional import softplus
 
 from medseg.errors import ConfigError
 from medseg.losses.heads import over_heads, parts_over_heads, total
+from medseg.losses.processes import over_batch
 from medseg.losses.softmax import check_class_weights
 from medseg.losses.targets import (
     RegionTargets,
@@ -158,7 +159,8 @@ def binary_cross_entropy(logits: Tensor, targets: RegionTargets, weights: Tensor
         counted = counted * ~unknown
     if weights is not None:
         counted = counted * weights.to(logits.device).view(-1, *[1] * (logits.ndim - 2))
-    return (losses * counted).sum() / counted.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    weighted, weight = over_batch((losses * counted).sum(), counted.sum())
+    return weighted / weight.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def region_sums(logits: Tensor, targets: RegionTargets) -> Sums:

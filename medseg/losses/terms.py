@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medseg.losses.processes import over_batch
 from medseg.losses.targets import SoftmaxVoxels
 
 SMOOTH = 1e-5  # as MONAI, in numerator and denominator of Dice and Tversky
@@ -34,13 +35,16 @@ def tversky_loss(sums: Sums, *, alpha: float, beta: float, batch_dice: bool, smo
     if batch_dice:
         if counted is not None:
             overlap, predicted, reference = overlap * counted, predicted * counted, reference * counted
-            counted = counted.any(0)
-        overlap, predicted, reference = overlap.sum(0), predicted.sum(0), reference.sum(0)
+            counted = over_batch(counted.sum(0))[0] > 0
+        overlap, predicted, reference = over_batch(overlap.sum(0), predicted.sum(0), reference.sum(0))
     union = (1 - alpha - beta) * overlap + alpha * predicted + beta * reference
     score = (overlap + smooth) / (union + smooth)
     if counted is None:
         return 1 - score.mean()
-    return ((1 - score) * counted).sum() / counted.sum().clamp_min(1)
+    if batch_dice:  # of the whole batch already
+        return ((1 - score) * counted).sum() / counted.sum().clamp_min(1)
+    missed, count = over_batch(((1 - score) * counted).sum(), counted.sum())
+    return missed / count.clamp_min(1)
 
 
 def class_sums(voxels: SoftmaxVoxels, *, include_background: bool) -> Sums:
@@ -106,4 +110,5 @@ def cross_entropy(voxels: SoftmaxVoxels, weights: Tensor | None, *, gamma: float
         voxel_weights = torch.stack(lightest)[target]
     if valid is not None:
         voxel_weights = voxel_weights * valid
-    return -(log_true * voxel_weights).sum() / voxel_weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    weighted, weight = over_batch((log_true * voxel_weights).sum(), voxel_weights.sum())
+    return -weighted / weight.clamp_min(torch.finfo(torch.float32).tiny)
