@@ -13,6 +13,8 @@ from monai.transforms import (
     Transform,
 )
 
+from medseg.crf import needs_scan
+from medseg.crf.rule import Rule
 from medseg.preprocessing import ImageToGrid, ScanToGrid
 from medseg.reading import MaskCode
 from medseg.transforms.grid import PadToPatchd, ScanToGridd
@@ -30,9 +32,14 @@ def whole_cases(
     *,
     ignore_label: int,
     masks: MaskCode | None = None,
+    cleanup: Sequence[Rule] = (),
 ) -> Compose:
-    """Sample -> image `(C, R, A, S)` on the working grid, label `(1, X, Y, Z)` on the scan's own grid."""
-    return Compose([ReadCased(channels, labels, ignore_label, masks), ScanToGridd(scan_to_grid, label="scan")])
+    """Sample -> image `(C, R, A, S)` on the working grid, label `(1, X, Y, Z)` on the scan's own grid.
+
+    Where a rule of `cleanup` looks at the scan, the first channel's voxels come along under `scan`.
+    """
+    to_grid = ScanToGridd(scan_to_grid, label="scan", keep_scan=needs_scan(cleanup))
+    return Compose([ReadCased(channels, labels, ignore_label, masks), to_grid])
 
 
 def training_patches(

@@ -18,7 +18,8 @@ from mlflow.tracking import MlflowClient
 from monai.bundle import ConfigWorkflow
 
 from medseg.bundle import open_bundle
-from medseg.data import find_cases, make_phantom
+from medseg.data import find_cases, find_scans, make_phantom
+from medseg.inference import predict_folder
 from medseg.notices import SYNTHETIC
 
 CHECKOUT = Path(__file__).parents[2]
@@ -237,3 +238,17 @@ def test_training_and_prediction_work_with_spawned_workers(phantom: Path, tiny_o
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((runs / "masks").glob("*_seg.nii.gz"))) == 2
+
+
+def test_a_cleanup_rule_may_look_at_the_scan(phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path) -> None:
+    from monai.bundle import run
+
+    rule = {"_target_": "medseg.crf.DenseCRF", "intensity": 20, "iterations": 2}
+    folder = bundle_run("training", dataset_dir=str(phantom), cleanup=[rule], max_epochs=1, device="cpu")
+    scans, masks = phantom / "imagesTs", tmp_path / "masks"
+    places = {"model": str(folder), "scans_dir": str(scans), "masks_dir": str(masks)}
+    run("inference", config_file="configs/unet_liver.json", logging_file=False, device="cpu", **places)
+    rows = predict_folder(find_scans(scans, channels=["ct"]), tmp_path / "out", open_bundle(folder), device="cpu")
+    assert [row["status"] for row in rows] == ["done", "done"]
+    for mask in masks.glob("*_seg.nii.gz"):
+        assert mask.read_bytes() == (tmp_path / "out" / mask.name).read_bytes()
