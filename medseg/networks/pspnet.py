@@ -41,7 +41,7 @@ class PSPNet(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes, background included.
-        encoder: name of an encoder, or a module with `widths` and `strides`; the next seven settings belong to a name.
+        encoder: name of an encoder, or a module with `widths` and `strides`; the next six settings belong to a name.
         weights: file of encoder weights.
         widths: channels of the encoder's stem and of the blocks of each stage, before the bottlenecks' factor 4 (of a
             VGG: of its five blocks); by default the encoder's own.
