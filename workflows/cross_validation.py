@@ -18,7 +18,7 @@ from medseg.errors import ConfigError, DataError
 from medseg.inference import predict_folder, write_ensemble
 from medseg.reading import MaskCode
 from medseg.writing import aside
-from workflows import recipe
+from workflows import distributed, recipe
 from workflows.experiment import Experiment
 from workflows.fold_processes import run_folds
 from workflows.fold_runs import SPLITS, find_fold, is_finished
@@ -38,9 +38,12 @@ def prepare(experiment: Experiment, resume: Any = None) -> None:
         resume: None, or the run folder of the cross-validation to continue.
 
     Raises:
-        ConfigError: as `Experiment.reopen`, and if the folds do not validate each case once.
+        ConfigError: as `Experiment.reopen`, and if the folds do not validate each case once, or this is one of several
+            processes.
         DataError: as `Experiment.reopen`.
     """
+    if distributed.processes() > 1:
+        raise ConfigError("cross_validation: starts its own processes; start it without torchrun, and set jobs")
     check_splits(experiment.cases.splits)
     experiment.cases = as_one(experiment.cases)
     experiment.run_name = f"{experiment.run_name}-cross_validation"

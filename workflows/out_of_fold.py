@@ -1,6 +1,7 @@
 """Every case segmented by the fold that has not seen it, and models judged by masks on disk."""
 
 import csv
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,6 +108,7 @@ def predict_fold(fold: int, run: Path, samples: Sequence[Sample], *, parent: Pat
         for name in TABLES:
             if (fresh / name).is_file():
                 (fresh / name).replace(kept / name)
+        shutil.rmtree(fresh)
     return judge(samples, masks, report, bundle)
 
 

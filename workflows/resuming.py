@@ -31,6 +31,8 @@ HARMLESS = (
     "cache",
     "cache_dir",
     "checkpoint_interval",
+    "chosen_folds",
+    "jobs",
 )  # the training stays the same
 
 
