@@ -62,7 +62,8 @@ class Ellipsoid:
         pairs = [(offset, r) for offset, r in zip(offsets, self.radii, strict=True) if r != FLAT]
         scaled = np.sqrt(sum((offset * np.float32(1 / r)) ** 2 for offset, r in pairs))
         slope = np.sqrt(sum((offset * np.float32(1 / r**2)) ** 2 for offset, r in pairs))
-        return scaled * (scaled - 1) / np.maximum(slope, np.float32(1e-6))
+        shortest = np.float32(min(r for _, r in pairs))  # what the ratio is at least; at the center itself it is 0 / 0
+        return (scaled - 1) * np.maximum(scaled / np.maximum(slope, np.float32(1e-6)), shortest)
 
     def box(self) -> tuple[Millimeters, Millimeters]:
         """Lowest and highest corner that enclose the inside, in mm."""

@@ -10,6 +10,7 @@ from scipy.ndimage import map_coordinates
 
 import medseg.data.phantom as phantom_module
 from medseg.data.phantom import make_phantom, phantom_case
+from medseg.data.phantom_shapes import Ellipsoid, Points
 from medseg.errors import DataError
 from medseg.notices import SYNTHETIC
 
@@ -286,3 +287,9 @@ def test_numbers_that_make_no_phantom_are_refused(tmp_path, settings, message):
     with pytest.raises(DataError, match=message):
         make_phantom(tmp_path / "phantom", **{"cases": 2, "shape": SMALL} | settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ellipsoid_has_no_hole_at_its_center():
+    at = Points(*(np.array([value], dtype=np.float32) for value in (1.0, 2.0, 3.0, 0.0, 0.0)))
+    ellipsoid = Ellipsoid((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert ellipsoid.distance(at) == pytest.approx(-4.0)
