@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import struct
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,10 @@ from medseg.errors import ConfigError, DataError
 from medseg.networks.encoders.inflation import Inflation, inflated_kernel, is_inflatable
 
 CLASSIFIERS = ("fc.", "classifier.")  # of torchvision's networks; an encoder has none
+WRAPPERS = ("state_dict", "model")  # under which files of a training keep the state dict
+PREFIXES = ("backbone.", "encoder.")  # of the encoder's names in whole networks: torchvision's, and everybody's
+# what torch.load raises on text, a page of a failed download, half a file
+NO_WEIGHTS = (pickle.UnpicklingError, struct.error, EOFError, LookupError, RuntimeError, TypeError, ValueError)
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +41,16 @@ def load_weights(
     channels: each gets the mean of the file's, times their number over the network's, so that equal channels give the
     sums that they gave (one channel: the sum over red, green and blue).
 
+    MedicalNet's ResNet-50, 101 and 152 have every tensor of the encoder. Its ResNet-18 and 34 have shortcuts without
+    weights (form A of the paper): the 15 tensors `layer2.0.downsample.*` to `layer4.0.downsample.*` are missing, said,
+    and stay random, so these two need training before they see what they saw.
+
     Args:
         module: encoder, or a network.
         path: of a state dict, in a file of `torch.save` (opened as weights only, it cannot run code) or `.safetensors`;
-            it may lie under "state_dict", and its names may begin with "module.".
-        prefix: only the file's names that begin so, without it; such as "encoder." for a file of a whole network.
+            it may lie under "state_dict" or "model", and its names may begin with "module.".
+        prefix: only the file's names that begin so, without it. If "" and no name fits as it is, "backbone." and
+            "encoder." are tried, as in a file of a whole network.
         inflation: of 2D kernels, see `inflate`.
 
     Raises:
@@ -48,15 +58,13 @@ def load_weights(
         DataError: for a file without weights, without any that fit, or with some of another shape.
     """
     path = Path(path)
-    source = {
-        name.removeprefix(prefix): value for name, value in named_tensors(path).items() if name.startswith(prefix)
-    }
     target = module.state_dict()
+    source, prefix = without_prefix(named_tensors(path), prefix, target)
     fitting, inflated, adapted = fitted(module, source, path.name, inflation)
     if not fitting:
         raise DataError(
             f"{path.name}: none of its {len(source)} tensors {listed(source)} is one of the network's {listed(target)};"
-            " take another file, or give the prefix of its names"
+            " take another file, or call load_weights with the prefix of its names"
         )
     module.load_state_dict(fitting, strict=False)
     unused = [name for name in source if name not in target]
@@ -69,8 +77,25 @@ def load_weights(
     said = {**loaded._asdict(), "of a classifier, unused": [name for name in unused if name.startswith(CLASSIFIERS)]}
     parts = [f"{len(names)} {what} {listed(names)}" for what, names in said.items() if names]
     level = logging.WARNING if loaded.missing or loaded.unexpected else logging.INFO
-    logger.log(level, "%s: loaded %d tensors; %s", path.name, len(fitting), ", ".join(parts) or "all as they are")
+    under = f" under {prefix!r}" if prefix else ""
+    found = ", ".join(parts) or "all as they are"
+    logger.log(level, "%s: loaded %d tensors%s; %s", path.name, len(fitting), under, found)
     return loaded
+
+
+def without_prefix(
+    tensors: Mapping[str, Tensor], prefix: str, target: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors under `prefix`, without it; if it is "" and no name fits `target`, under the first prefix that does.
+
+    Returns:
+        The tensors, and the prefix that they had.
+    """
+    for tried in (prefix,) if prefix else ("", *PREFIXES):
+        source = {name.removeprefix(tried): value for name, value in tensors.items() if name.startswith(tried)}
+        if source.keys() & target.keys():
+            return source, tried
+    return {name: value for name, value in tensors.items() if name.startswith(prefix)}, prefix
 
 
 def fitted(
@@ -118,8 +143,9 @@ def named_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"weights: there is no file {path.name}; give the path of a downloaded one")
     content = opened(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{path.name}: is not a state dict; save network.state_dict()")
     return {
@@ -136,11 +162,11 @@ def opened(path: Path) -> object:
         ConfigError: if it is `.safetensors` and that package is not installed.
         DataError: if it cannot be opened as weights only.
     """
-    damaged = DataError(f"{path.name}: holds more than weights, or is damaged; save its state dict anew")
+    damaged = DataError(f"{path.name}: no file of weights, damaged, or more than weights; save its state dict anew")
     if path.suffix != ".safetensors":
         try:
             content: object = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except NO_WEIGHTS as error:
             raise damaged from error
         return content
     try:

@@ -48,13 +48,57 @@ def test_torchvision_s_files_load_completely(name, torchvision_models, tmp_path)
         assert torch.equal(value, state[key]), key
 
 
-def test_medicalnet_s_layout_loads_in_3d(tmp_path, random_statistics):
-    theirs, ours = random_statistics(narrow_resnet(3, 1)), narrow_resnet(3, 1)
-    path = saved({**theirs.state_dict(), "conv_seg.0.weight": torch.zeros(1)}, tmp_path / "resnet_18.pth", wrapped=True)
-    loaded = load_weights(ours, path)
-    assert loaded == ((), ("conv_seg.0.weight",), (), ())
-    for key, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[key], value), key
+def medicalnet_shapes(depth, shortcut, widths=WIDTHS):
+    """Names and shapes of MedicalNet's 3D encoders, by hand from its table of layers (Chen 2019); norms have 5 tensors.
+
+    Shortcuts of form A pad with zeros and have no weights.
+    """
+    bottleneck = depth == 50
+    stem, *stages = widths
+    convolutions, norms = {"conv1": (stem, 1, 7)}, {"bn1": stem}
+    above = stem
+    for stage, (width, blocks) in enumerate(zip(stages, (3, 4, 6, 3) if bottleneck else (2, 2, 2, 2), strict=True), 1):
+        out = 4 * width if bottleneck else width
+        for block in range(blocks):
+            name = f"layer{stage}.{block}"
+            steps = [(width, above, 1), (width, width, 3), (out, width, 1)]
+            for number, step in enumerate(steps if bottleneck else [(out, above, 3), (out, out, 3)], 1):
+                convolutions[f"{name}.conv{number}"], norms[f"{name}.bn{number}"] = step, step[0]
+            if block == 0 and (bottleneck or stage > 1) and shortcut == "B":
+                convolutions[f"{name}.downsample.0"], norms[f"{name}.downsample.1"] = (out, above, 1), out
+            above = out
+    shapes = {f"{name}.weight": (out, by, size, size, size) for name, (out, by, size) in convolutions.items()}
+    for name, width in norms.items():
+        shapes |= {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}
+    return shapes
+
+
+def medicalnet_file(path, depth, shortcut):
+    state = {name: torch.rand(shape) for name, shape in medicalnet_shapes(depth, shortcut).items()}
+    return state, saved({**state, "conv_seg.0.weight": torch.zeros(1)}, path, wrapped=True)
+
+
+def test_medicalnet_s_files_with_shortcut_b_load_completely(tmp_path):
+    state, path = medicalnet_file(tmp_path / "resnet_50.pth", 50, "B")
+    assert {"layer1.0.downsample.0.weight", "layer4.0.downsample.1.running_var"} < state.keys()
+    encoder = ResNet(3, 1, depth=50, widths=WIDTHS)
+    assert load_weights(encoder, path) == ((), ("conv_seg.0.weight",), (), ())
+    assert encoder.state_dict().keys() == state.keys()
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_medicalnet_s_files_with_shortcut_a_lack_the_shortcuts_and_it_is_said(tmp_path, caplog):
+    state, path = medicalnet_file(tmp_path / "resnet_18.pth", 18, "A")
+    encoder = narrow_resnet(3, 1)
+    loaded = load_weights(encoder, path)
+    parts = ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var")
+    assert set(loaded.missing) == {f"layer{stage}.0.downsample.{part}" for stage in (2, 3, 4) for part in parts}
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "15 missing (layer2.0.downsample.0.weight, " in record.message
+    for name, value in state.items():
+        assert torch.equal(encoder.state_dict()[name], value), name
 
 
 def test_safetensors_load_the_same(tmp_path):
@@ -71,6 +115,27 @@ def test_an_encoder_is_taken_out_of_a_whole_network_s_file(tmp_path):
     state = {f"encoder.{name}": value for name, value in theirs.state_dict().items()} | {"head.weight": torch.ones(2)}
     assert load_weights(ours, saved(state, tmp_path / "model.pt"), prefix="encoder.") == ((), (), (), ())
     assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "module.backbone."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_the_prefix_of_a_whole_network_s_file_is_found_and_said(prefix, wrapper, tmp_path, caplog):
+    theirs, ours = narrow_resnet(2), narrow_resnet(2)
+    state = {f"{prefix}{name}": value for name, value in theirs.state_dict().items()}
+    state |= {"classifier.4.weight": torch.ones(2), "aux_classifier.4.weight": torch.ones(2)}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "model.pt")
+    with caplog.at_level(logging.INFO, logger="medseg"):
+        assert load_weights(ours, tmp_path / "model.pt") == ((), (), (), ())
+    assert f"under '{prefix.removeprefix('module.')}'" in caplog.text
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+
+
+def test_torchvision_s_segmentation_files_load(torchvision_models, tmp_path):
+    with torch.device("meta"):
+        theirs = torchvision_models.segmentation.fcn_resnet50(weights=None, weights_backbone=None).state_dict()
+    torch.save({name: torch.ones(value.shape) for name, value in theirs.items()}, tmp_path / "fcn.pth")
+    assert load_weights(ResNet(2, 3, depth=50), tmp_path / "fcn.pth") == ((), (), (), ())
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -148,7 +213,10 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"weights: there is no file none\.pth"):
         load_weights(encoder, tmp_path / "none.pth")
     other = saved({"blocks.0.weight": torch.ones(1), "b": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(DataError, match=r"other.pth: none of its 2 tensors \(blocks.0.weight, b\) is one of the"):
+    with pytest.raises(
+        DataError,
+        match=r"other.pth: none of its 2 tensors \(blocks.0.weight, b\) is one of the .* with the prefix of its names",
+    ):
         load_weights(encoder, other)
     wider = saved(ResNet(2, 3, depth=18, widths=(4, 4, 6, 8, 9)).state_dict(), tmp_path / "wider.pth")
     with pytest.raises(DataError, match=r"wider.pth: layer4.* make the network with the widths and depth of the file"):
@@ -157,17 +225,25 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"list.pth: is not a state dict"):
         load_weights(encoder, tmp_path / "list.pth")
     torch.save({"state_dict": encoder}, tmp_path / "pickled.pth")
-    with pytest.raises(DataError, match=r"pickled.pth: holds more than weights, or is damaged"):
+    with pytest.raises(DataError, match=r"pickled.pth: no file of weights, damaged, or more than weights"):
         load_weights(encoder, tmp_path / "pickled.pth")
     (tmp_path / "damaged.pth").write_bytes(b"no weights")
-    with pytest.raises(DataError, match=r"damaged.pth: holds more than weights, or is damaged"):
+    with pytest.raises(DataError, match=r"damaged.pth: no file of weights, damaged, or more than weights"):
         load_weights(encoder, tmp_path / "damaged.pth")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"epoch,loss\n1,2\n", b"<html>404</html>", b"", b"\x8d1"])
+def test_a_text_in_place_of_weights_is_refused_in_one_line(content, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(DataError, match=r"weights.pth: no file of weights, damaged, or more than weights") as refusal:
+        load_weights(narrow_resnet(2), tmp_path / "weights.pth")
+    assert "\n" not in str(refusal.value)
 
 
 def test_damaged_safetensors_are_refused(tmp_path):
     pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
-    with pytest.raises(DataError, match=r"damaged.safetensors: holds more than weights, or is damaged"):
+    with pytest.raises(DataError, match=r"damaged.safetensors: no file of weights, damaged, or more than weights"):
         load_weights(narrow_resnet(2), tmp_path / "damaged.safetensors")
 
 
