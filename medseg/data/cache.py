@@ -137,8 +137,8 @@ def choose_place(
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing(cache_dir)).free
     fits = {"memory": in_memory <= MEMORY_SHARE * memory, "disk": needed <= DISK_SHARE * disk}
     figures = {
-        "memory": f"{in_memory / GB:.1f} GB in memory, {memory / GB:.1f} GB free",
-        "disk": f"{needed / GB:.1f} GB in {cache_dir.name}/, {disk / GB:.1f} GB free",
+        "memory": f"{in_memory / GB:.2f} GB in memory, {memory / GB:.1f} GB free",
+        "disk": f"{needed / GB:.2f} GB on disk in {cache_dir.name}/, {disk / GB:.1f} GB free",
     }
     if cache in fits and not fits[cache]:
         raise ConfigError(
@@ -151,7 +151,7 @@ def choose_place(
     if place == "none":
         logger.info("%d %s cases are prepared anew each time: %s; %s", count, name, *figures.values())
     else:
-        logger.info("%d %s cases are kept on %s: needs %s", count, name, place, figures[place])
+        logger.info("%d %s cases are kept: needs %s", count, name, figures[place])
     return place
 
 
