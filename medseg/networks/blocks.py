@@ -78,7 +78,9 @@ class BatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, channels, *spatial)` -> the same shape."""
-        training = self.training and features.numel() > features.shape[1]
+        training = self.training
+        if training and features.numel() == features.shape[1]:  # a branch: compiled, a comparison of sizes is no bool
+            training = False
         return F.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, training, self.momentum
         )

@@ -70,6 +70,15 @@ def test_batch_norm_of_one_value_uses_and_keeps_the_running_statistics():
     assert norm.running_var.tolist() == [4, 1]
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_batch_norm_trains_compiled_at_one_size_after_another():
+    torch._dynamo.reset()
+    compiled, plain = torch.compile(BatchNorm(3), backend="eager", fullgraph=True), BatchNorm(3)
+    for size in ((9, 5), (8, 6), (11, 4), (1, 1)):
+        features = torch.randn(1, 3, *size)
+        torch.testing.assert_close(compiled(features), plain(features))
+
+
 @pytest.mark.parametrize("block", [conv_norm_act, ResidualBlock], ids=["plain", "residual"])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_strides_round_up_axis_by_axis(block, spatial_dims):
