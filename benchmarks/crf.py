@@ -3,7 +3,8 @@
     python benchmarks/crf.py [--repeats 3] [--json FILE]
 
 Each case runs in its own process, so that its peak memory is its own; the first pass is not timed. CPU seconds beside
-wall seconds tell whether others used the machine meanwhile (one thread: CPU below wall), and what threads cost.
+wall seconds tell whether others used the machine meanwhile (one thread: CPU below wall), and what threads cost. Where
+others use it, threads that wait for each other spin: OMP_WAIT_POLICY=passive shows two threads without that.
 """
 
 import argparse
