@@ -95,7 +95,11 @@ def test_a_broken_file_is_prepared_again(samples, tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("memory_gb", "disk_gb", "said"),
-    [(100, 100, "GB in memory, 100.0 GB free"), (1e-7, 100, "GB on disk in cache/, 100.0 GB free"), (1e-7, 1e-7, "are prepared anew each time")],
+    [
+        (100, 100, "GB in memory, 100.0 GB free"),
+        (1e-7, 100, "GB on disk in cache/, 100.0 GB free"),
+        (1e-7, 1e-7, "are prepared anew each time"),
+    ],
 )
 def test_the_place_is_the_first_in_which_the_cases_fit(
     samples, tmp_path, monkeypatch, caplog, memory_gb, disk_gb, said
