@@ -26,7 +26,7 @@ def checkpoint_activations(network: nn.Module) -> list[str]:
     Reference:
         Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, arXiv:1604.06174.
     """
-    found = dict(_stages(network, ""))
+    found = stages(network)
     if not found:
         raise ConfigError(
             f"checkpoint_activations: {type(network).__name__} has no stages in lists or sequences; set it to false"
@@ -36,6 +36,11 @@ def checkpoint_activations(network: nn.Module) -> list[str]:
         # on the instance: names of weights stay as they are
         stage.forward = partial(checkpoint, stage.forward, use_reentrant=False, context_fn=again)
     return list(found)
+
+
+def stages(network: nn.Module) -> dict[str, nn.Module]:
+    """The stages by name."""
+    return dict(_stages(network, ""))
 
 
 def _stages(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

@@ -36,16 +36,17 @@ _store: distributed.Store | None = None
 
 
 def start() -> None:
-    """Meet the other processes: over NCCL if there are GPUs, else gloo.
+    """Meet the other processes: over NCCL if there are GPUs, else gloo. Without `torchrun` there are none.
 
     Raises:
-        ConfigError: if `torchrun` has not started this process, or there are more processes than GPUs.
+        ConfigError: if there are more processes than GPUs.
     """
     global _store
     if "LOCAL_RANK" not in os.environ:
-        raise ConfigError(
-            "configs/multi_gpu.json: needs torchrun; start with torchrun --nproc_per_node=GPUS -m monai.bundle run ..."
+        logger.warning(
+            "one process only; for several start with: torchrun --nproc_per_node=GPUS -m monai.bundle run ..."
         )
+        return
     gpus, wanted = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if 0 < gpus < wanted:
         raise ConfigError(f"torchrun: {wanted} processes for {gpus} GPUs; set --nproc_per_node={gpus}")

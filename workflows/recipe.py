@@ -17,6 +17,7 @@ from monai.bundle.utils import merge_kv
 
 from medseg.data_half import data_half
 from medseg.errors import ConfigError
+from workflows import memory_plan
 from workflows.checks import reached, recipe_problems
 from workflows.failure import end_with_our_line
 
@@ -70,6 +71,8 @@ def prepare() -> None:
     wrong = recipe_problems(parser, files=start.files, asked=start.overrides, run_ids=run_ids)
     if wrong:
         raise ConfigError("\n".join(wrong))
+    if parser.get("gpu_memory_gb") is not None:
+        memory_plan.fit_recipe(parser)
     if phantom_dir is not None:
         _fill_in_phantom(parser, phantom_dir)
     _prepared["recipe"] = {id: content for id, content in parser.get().items() if id != ConfigParser.meta_key}
