@@ -20,7 +20,7 @@ from medseg.reading import MaskCode
 from medseg.writing import aside
 from workflows import distributed, recipe
 from workflows.experiment import Experiment
-from workflows.fold_processes import run_folds
+from workflows.fold_processes import run_folds, visible_gpus
 from workflows.fold_runs import SPLITS, find_fold, is_finished
 from workflows.out_of_fold import FOLDER, Judge, Judged, predict_fold, write_tables
 from workflows.resuming import RECIPE
@@ -74,7 +74,8 @@ def cross_validate(
     chosen = chosen_folds(folds, len(experiment.cases.splits))
     with experiment.running():
         splits = _saved_splits(experiment)
-        failures = _train(experiment, chosen, jobs)
+        gpus = visible_gpus() if str(device) == "cuda" else []  # else the recipe names one, or none
+        failures = _train(experiment, chosen, jobs, gpus)
         found = {fold: find_fold(experiment.folder, fold) for fold in range(len(splits))}
         finished = {fold: run for fold, run in found.items() if run and is_finished(run)}
         judge = Judge(ignore_label=recipe.merged_recipe().get("ignore_label"), masks=masks)
@@ -167,7 +168,7 @@ def _saved_splits(experiment: Experiment) -> list[Split]:
     return splits
 
 
-def _train(experiment: Experiment, chosen: Sequence[int], jobs: int) -> dict[str, str]:
+def _train(experiment: Experiment, chosen: Sequence[int], jobs: int, gpus: Sequence[str]) -> dict[str, str]:
     """Train the folds that are not finished; the reason of each that failed."""
     commands = {}
     for fold in chosen:
@@ -176,7 +177,8 @@ def _train(experiment: Experiment, chosen: Sequence[int], jobs: int) -> dict[str
             logger.info("fold %d is finished: %s", fold, run.name)
             continue
         commands[fold] = _command(experiment, fold, run)
-    return {f"fold {fold}": reason for fold, reason in run_folds(commands, jobs=jobs).items() if reason is not None}
+    ended = run_folds(commands, jobs=jobs, gpus=gpus)
+    return {f"fold {fold}": reason for fold, reason in ended.items() if reason is not None}
 
 
 def _command(experiment: Experiment, fold: int, run: Path | None) -> list[str]:
@@ -212,14 +214,13 @@ def _judge_folds(
         experiment.log_cases(write_tables(experiment.folder, judged), f"{FOLDER}_cases.csv")
         over_folds = spread({fold: each.dice for fold, each in judged.items()})
         experiment.log_metrics({"folds": len(judged), **over_folds}, step=0)
-        shown = ", ".join(
-            f"{name.removesuffix('_dice_mean')} {value:.3f} ± {over_folds[name.removesuffix('mean') + 'std']:.3f}"
-            for name, value in over_folds.items()
-            if name.endswith("_dice_mean")
+        names = [name.removesuffix("_mean") for name in over_folds if name.endswith("_mean")]
+        shown = (
+            f"{name.removesuffix('_dice')} {over_folds[f'{name}_mean']:.3f} ± {over_folds[f'{name}_std']:.3f}"
+            for name in names
         )
-        logger.info(
-            "%d folds, Dice of cases that a fold has not seen, mean ± standard deviation: %s", len(judged), shown
-        )
+        said = "%d folds, Dice of cases that a fold has not seen, mean ± standard deviation: %s"
+        logger.info(said, len(judged), ", ".join(shown).replace(" ± nan", ""))
     return judged
 
 

@@ -17,14 +17,15 @@ LOOK_S = 0.1
 CLOSING_S = 120.0  # a process that was asked to end closes its run within this time
 
 
-def run_folds(commands: Mapping[int, Sequence[str]], *, jobs: int) -> dict[int, str | None]:
+def run_folds(commands: Mapping[int, Sequence[str]], *, jobs: int, gpus: Sequence[str] = ()) -> dict[int, str | None]:
     """Run the training of each fold to its end, whatever becomes of the others.
 
     Their output comes out here, line by line, with the fold before each.
 
     Args:
         commands: arguments to `python`, by fold.
-        jobs: how many run at a time; they share processor cores and GPUs.
+        jobs: how many run at a time; they share the processor's threads.
+        gpus: what they share too, where there are several.
 
     Returns:
         The reason why a fold failed, in one line, or None; by fold.
@@ -36,7 +37,8 @@ def run_folds(commands: Mapping[int, Sequence[str]], *, jobs: int) -> dict[int, 
             while waiting and slots:
                 fold, slot = waiting.pop(0), min(slots)
                 slots.remove(slot)
-                running[fold] = _Training(fold, slot, commands[fold], jobs)
+                own = share(slot, jobs=jobs, threads=torch.get_num_threads(), gpus=gpus)
+                running[fold] = _Training(fold, slot, commands[fold], own)
             for fold, training in list(running.items()):
                 if training.process.poll() is not None:
                     ended[fold] = training.reason()
@@ -69,9 +71,8 @@ def visible_gpus() -> list[str]:
 class _Training:
     """One process, its output passed on by a thread."""
 
-    def __init__(self, fold: int, slot: int, arguments: Sequence[str], jobs: int) -> None:
+    def __init__(self, fold: int, slot: int, arguments: Sequence[str], own: Mapping[str, str]) -> None:
         self.fold, self.slot = fold, slot
-        own = share(slot, jobs=jobs, threads=torch.get_num_threads(), gpus=visible_gpus())
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             env={"MEDSEG_ONE_LINE": "1", **os.environ, **own, LAUNCHER: str(os.getpid()), "PYTHONUNBUFFERED": "1"},

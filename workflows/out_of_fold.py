@@ -68,7 +68,7 @@ class Judge:
         states = {row["case_id"]: row for row in report}
         for sample in samples:
             if states[sample["case_id"]]["status"] == "done":
-                pred = read_label(folder / f"{sample['case_id']}{MASK_ENDING[bundle.unit]}")
+                pred = read_label(folder / f"{sample['case_id']}{MASK_ENDING[bundle.unit]}", MaskCode(bundle.labels))
                 label = read_label(sample["label"], self.masks)
                 grid = SimpleNamespace(scan_affine=label.affine, unit=label.unit)
                 voxels = [torch.from_numpy(scan.voxels)[None, None] for scan in (pred, label)]

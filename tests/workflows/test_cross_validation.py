@@ -11,20 +11,27 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from lesion_images import write_lesion_images
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from medseg import cli, launch
 from medseg.bundle import open_bundle
 from medseg.data import find_cases, find_scans
 from medseg.errors import ConfigError
 from medseg.inference import predict_folder
+from medseg.reading import MaskCode
+from medseg.writing import write_mask_png
 from workflows.cross_validation import as_one, check_splits, chosen_folds, spread
 from workflows.fold_processes import run_folds, share
 from workflows.fold_runs import find_fold, is_finished, note_fold, parent_id
+from workflows.out_of_fold import Judge
 
 CHECKOUT = Path(__file__).parents[2]
 REGIONS = ("liver", "tumor")
@@ -246,6 +253,51 @@ def test_a_failed_fold_does_not_stop_the_others(phantom: Path, tiny_overlay: Pat
     assert mlflow_run(fold_1).info.status == "FINISHED"
     assert {row["fold"] for row in rows_of(parent / "out_of_fold" / "cases.csv")} == {"1"}
     assert not (parent / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_without_held_out_cases_the_speed_of_the_ensemble_is_compared_and_no_dice(tmp_path: Path) -> None:
+    """Of 2D images, whose masks are PNG files."""
+    runs = tmp_path / "runs"
+    data = write_lesion_images(tmp_path / "data", 6)
+    tiny = overlay(tmp_path, max_epochs=1, val_interval=1, patch_size=[32, 32], **{"network_def::widths": [4, 8]})
+    settings = [f"dataset_dir={data}", f"output_dir={runs}", "device=cpu", "held_out_fraction=0.0"]
+    asked = command(*settings, "--folds", "all", files=["configs/unet_images.json", tiny])
+    done = subprocess.run(asked, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    parent = cross_validation_of(runs)
+    rows = rows_of(parent / "out_of_fold" / "cases.csv")
+    assert len(rows) == len(list((parent / "out_of_fold").glob("*_seg.png"))) == 6
+    bundle = open_bundle(parent)
+    (region,) = bundle.regions
+    assert all(0 <= float(row[f"{region}_dice"]) <= 1 and float(row[f"{region}_reference_px"]) > 0 for row in rows)
+    known = bundle.metadata["ensemble"]
+    assert (known["held_out_cases"], "dice" in known) == (0, False)
+    assert known["seconds_per_case"].keys() == {"ensemble", "fold_0", "fold_1"}
+    assert not any(name.startswith("held_out") for name in mlflow_run(parent).data.metrics)
+    assert "the ensemble's Dice cannot be measured" in done.stdout
+    assert not (parent / "held_out").exists()
+
+
+def test_masks_of_images_are_judged_by_their_label_values_whatever_the_given_masks_hold(tmp_path: Path) -> None:
+    given, ours = np.zeros((5, 7), np.uint8), np.zeros((7, 5, 1), np.uint8)
+    given[1:3, 2:5] = 255  # rows 1 and 2, columns 2 to 4: six pixels
+    ours[2:5, 2:4] = 1  # columns 2 to 4, rows 2 and 3: six pixels, three of them in common
+    Image.fromarray(given).save(tmp_path / "label.png")
+    write_mask_png(ours, tmp_path / "a_seg.png")
+    labels = {"background": 0, "lesion": 1}
+    bundle: Any = SimpleNamespace(regions={"lesion": [1]}, labels=labels, unit="px")
+    judge = Judge(masks=MaskCode(labels, values={"lesion": 255}))
+    samples: list[Any] = [{"case_id": name, "label": str(tmp_path / "label.png")} for name in "ab"]
+    report = [
+        {"case_id": "a", "status": "done", "message": "", "seconds": "0.5"},
+        {"case_id": "b", "status": "failed", "message": "cut short", "seconds": 9.0},
+    ]
+    judged = judge(samples, tmp_path, report, bundle)
+    assert judged.dice == {"lesion_dice": pytest.approx(0.5), "mean_dice": pytest.approx(0.5)}
+    assert (judged.seconds, judged.failed) == (0.5, ["b"])
+    assert judged.rows[0]["lesion_reference_px"] == 6
+    assert judged.rows[1] == {"case_id": "b", "status": "failed", "message": "cut short"}
 
 
 def test_folds_are_all_or_numbers() -> None:
