@@ -32,7 +32,7 @@ ASKED_EVERY_S = 0.5
 HEARD_WITHIN = timedelta(seconds=30)
 
 Content = TypeVar("Content")
-_store: distributed.Store | None = None
+_store: Any = None  # torch's; what a process has to say reaches the others while they wait
 
 
 def start() -> None:
@@ -41,6 +41,8 @@ def start() -> None:
     Raises:
         ConfigError: if there are more processes than GPUs.
     """
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
     global _store
     if "LOCAL_RANK" not in os.environ:
         logger.warning(
@@ -52,11 +54,11 @@ def start() -> None:
         raise ConfigError(f"torchrun: {wanted} processes for {gpus} GPUs; set --nproc_per_node={gpus}")
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, number, count = next(distributed.rendezvous("env://"))
+    store, number, count = next(rendezvous("env://"))
     store.set_timeout(PATIENCE)
     distributed.init_process_group(
         "nccl" if gpus else "gloo",
-        store=distributed.PrefixStore("medseg/group", store),
+        store=store,
         rank=number,
         world_size=count,
         timeout=PATIENCE,
@@ -70,19 +72,24 @@ def start() -> None:
 
 def stop() -> None:
     """Leave together."""
-    if distributed.is_initialized():
+    if have_met():
         distributed.barrier()
         distributed.destroy_process_group()
 
 
+def have_met() -> bool:
+    """Whether this is one of several processes, or was started as such."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def rank() -> int:
     """Number of this process; 0 is the first."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if have_met() else 0
 
 
 def processes() -> int:
     """How many there are."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if have_met() else 1
 
 
 def is_first() -> bool:
@@ -108,7 +115,7 @@ def first(action: Callable[[], None]) -> None:
 
 def wait() -> None:
     """Go on when all have come here."""
-    if distributed.is_initialized():
+    if have_met():
         distributed.barrier()
 
 
@@ -207,7 +214,7 @@ def hearing_the_others(close: Callable[[str, str], None]) -> Iterator[None]:
         over.set()
 
 
-def _told(store: distributed.Store) -> bool:
+def _told(store: Any) -> bool:
     """Whether another has failed; an error of this process may be nothing but the loss of that one."""
     try:
         store.wait([FAILED], timedelta(seconds=2))
@@ -216,7 +223,7 @@ def _told(store: distributed.Store) -> bool:
     return True
 
 
-def _listen(store: distributed.Store, close: Callable[[str, str], None], over: threading.Event) -> None:
+def _listen(store: Any, close: Callable[[str, str], None], over: threading.Event) -> None:
     while not over.wait(ASKED_EVERY_S):
         if store.check([FAILED]):
             told = json.loads(store.get(FAILED))

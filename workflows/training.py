@@ -75,7 +75,7 @@ class TrainingStep:
                 f"the loss became {loss.item()} in epoch {engine.state.epoch}; lower `learning_rate`, or set "
                 '`precision` to "float32".'
             )
-        (loss / group if group > 1 else loss).backward()
+        (loss / group if group > 1 else loss).backward()  # type: ignore[no-untyped-call]
         if updates:
             nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
             engine.optimizer.step()

@@ -18,7 +18,7 @@ def over_batch(*sums: Tensor) -> tuple[Tensor, ...]:
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return sums
-    total: Tensor = _Sum.apply(torch.stack([part.to(sums[0].dtype) for part in sums]))
+    total: Tensor = _Sum.apply(torch.stack([part.to(sums[0].dtype) for part in sums]))  # type: ignore[no-untyped-call]
     return total.unbind()
 
 

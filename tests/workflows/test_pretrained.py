@@ -65,7 +65,7 @@ def test_a_training_starts_from_another_run_with_its_own_head(
         out_channels=2,
         labels={"background": 0, "liver": 1},
         regions={"liver": [1]},
-        lesion_region=None,
+        lesion_region="liver",
         class_ratios=[1, 1],
         class_weights=[1.0, 1.0],
         **{**settings, "dataset_dir": str(liver_only(phantom, tmp_path))},
