@@ -40,9 +40,9 @@ class ResNet(nn.Module):
     """Image `(B, in_channels, *spatial)` -> five levels `(B, widths[i], *spatial / strides[i])`, finest first.
 
     The levels are the stem before its pooling, and the four stages; sizes are rounded up. Weights and statistics have
-    torchvision's names (MedicalNet has the same in 3D), so that files of theirs load; MedicalNet's ResNet-18 and 34 lack
-    the shortcuts, see `load_weights`. Where width or grid change, the shortcut is a 1x1 convolution (form B of the
-    paper).
+    torchvision's names (MedicalNet has the same in 3D), so that files of theirs load; those of MedicalNet's ResNet-18
+    and 34 lack the shortcuts, see `load_weights`. Where width or grid change, the shortcut is a 1x1 convolution (form B
+    of the paper).
 
     The defaults are ResNet-50 as in torchvision, without its classifier: 23,508,032 parameters in 2D with 3 channels,
     46,155,072 in 3D with 1. Departs from the paper in the stride, which is in the 3x3 convolution.
