@@ -10,7 +10,7 @@ from medseg.errors import ConfigError
 
 
 class WeightAverages:
-    """Handler of the trainer: keeps the exponential moving average of a network's state.
+    """Exponential moving average of a network's state.
 
     Floating-point buffers are averaged as the weights are, so that the running statistics of batch norms belong to the
     averaged weights; others are copied. Early on the average forgets faster, by `(1 + updates) / (10 + updates)`.
@@ -33,11 +33,6 @@ class WeightAverages:
         self.network, self.decay = network, decay
         self.updates = 0
         self.averages: dict[str, Tensor] = {}
-
-    def attach(self, engine: Engine) -> None:
-        """Called by MONAI's trainer."""
-        if self.decay:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint keeps."""
@@ -74,9 +69,25 @@ class WeightAverages:
                     self.averages[name].copy_(value)
                     value.copy_(other)
 
+
+class UpdateAverages:
+    """Handler of the trainer: the averages take in every update of the weights.
+
+    Args:
+        averages: of the network that is trained; nothing happens if they have no decay.
+    """
+
+    def __init__(self, averages: WeightAverages) -> None:
+        self.averages = averages
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's trainer."""
+        if self.averages.decay:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
+
     def _follow(self, engine: Engine) -> None:
         if engine.state.output["updated"]:
-            self.update()
+            self.averages.update()
 
 
 class JudgeAverages:

@@ -7,7 +7,7 @@ from torch import nn
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import BatchNorm
-from workflows.averaging import JudgeAverages, WeightAverages
+from workflows.averaging import JudgeAverages, UpdateAverages, WeightAverages
 
 
 def network(weight=0.0):
@@ -70,12 +70,12 @@ def test_a_validator_judges_and_keeps_the_averages_and_the_training_goes_on_with
 def test_averages_follow_updates_alone():
     averages = WeightAverages(network(), decay=0.5)
     trainer = Engine(lambda engine, batch: {"updated": batch})
-    averages.attach(trainer)
+    UpdateAverages(averages).attach(trainer)
     trainer.run([True, False, True])
     assert averages.updates == 2
     without = WeightAverages(network())
     trainer = Engine(lambda engine, batch: SimpleNamespace())
-    without.attach(trainer)
+    UpdateAverages(without).attach(trainer)
     trainer.run([0])
     assert without.state_dict() == {"updates": 0, "averages": {}}
 
