@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,21 @@ def parse_setting(text: str) -> tuple[str, Any]:
             parsed = value
     if _holds_code(parsed):
         raise ConfigError(f"{key}: a setting is a literal; put '$' expressions and '@' references into an overlay")
+    if isinstance(parsed, str) and parsed.startswith("%"):
+        _check_macro(key, parsed)
     return key, parsed
+
+
+def _check_macro(key: str, text: str) -> None:
+    """Refuse `%FILE::ID` that leads to nothing; MONAI would name neither the setting nor the file."""
+    name, _, id = text[1:].partition("::")
+    if not Path(name).is_file():
+        raise ConfigError(f"{key}: there is no file {name}; files are named from the repository root")
+    content = json.loads(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else None
+    if isinstance(content, dict) and id.partition("::")[0] not in content:
+        close = get_close_matches(id, content, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "names are case-sensitive"
+        raise ConfigError(f"{key}: {name} has no {id!r}; {hint}")
 
 
 def parse_folds(text: str) -> str | list[int]:

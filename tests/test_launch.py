@@ -127,3 +127,13 @@ def test_training_is_waited_for_after_ctrl_c(tmp_path):
     time.sleep(0.3)
     os.killpg(command.pid, signal.SIGINT)  # as a terminal does
     assert command.wait(timeout=30) == 5
+
+
+def test_a_catalog_entry_that_is_not_there_is_named_with_its_neighbors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "networks.json").write_text('{"linknet_2d": {}, "linknet_3d": {}}')
+    assert parse_setting("network_def=%networks.json::linknet_3d") == ("network_def", "%networks.json::linknet_3d")
+    with pytest.raises(ConfigError, match=r"network_def: networks\.json has no 'linknet_4d'; did you mean linknet_"):
+        parse_setting("network_def=%networks.json::linknet_4d")
+    with pytest.raises(ConfigError, match=r"network_def: there is no file nets\.json; files are named from the repo"):
+        parse_setting("network_def=%nets.json::linknet_3d")
