@@ -77,7 +77,12 @@ class TrainingStep:
             )
         (loss / group if group > 1 else loss).backward()  # type: ignore[no-untyped-call]
         if updates:
-            nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+            norm = nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+            if not torch.isfinite(norm):  # a step would spoil every weight
+                raise FloatingPointError(
+                    f"the gradient became {norm.item()} in epoch {engine.state.epoch}; lower `learning_rate`, or set "
+                    '`precision` to "float32".'
+                )
             engine.optimizer.step()
         found = {f"loss_{name}": part.detach() for name, part in parts.items()}
         engine.state.output = {"loss": loss.detach(), "updated": updates, **found}

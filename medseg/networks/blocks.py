@@ -22,7 +22,34 @@ PerLevel = int | Sequence[int | Sequence[int]]  # one number, or one a level; th
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class Conv3d(nn.Conv3d):
+    """torch's convolution, in float32 where its bfloat16 gradient would be wrong.
+
+    On a CPU, torch 2.13 (oneDNN) returns garbage for the weights' gradient where a map is smaller than the kernel
+    (fewer planes than it reaches over, or an axis of one voxel), and may damage the memory of the process. Such maps
+    are tiny, so float32 costs nothing there.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, in_channels, D, H, W)` -> `(B, out_channels, ...)`."""
+        if torch.compiler.is_compiling() or not self._is_at_risk(input):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float()).to(torch.bfloat16)
+
+    def _is_at_risk(self, input: Tensor) -> bool:
+        if not (self.training and torch.is_grad_enabled() and input.device.type == "cpu"):
+            return False
+        if not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+            return False
+        reach = [(size - 1) * rate + 1 for size, rate in zip(self.kernel_size, self.dilation, strict=True)]
+        planes, *rows = input.shape[2:]
+        short = [n == 1 or (rate > 1 and n < r) for n, r, rate in zip(rows, reach[1:], self.dilation[1:], strict=True)]
+        return planes < reach[0] or (any(short) and (max(reach) > 1 or max(self.stride) > 1))
+
+
+CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: Conv3d}
 TRANSPOSED_CONV: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import (
+    CONV,
     BatchNorm,
     InstanceNorm,
     ResidualBlock,
@@ -184,3 +185,20 @@ def test_a_convolution_has_a_bias_only_without_a_norm():
     assert conv_norm(2, 3, 4, norm=None)[0].bias is not None
     assert len(conv_norm(2, 3, 4, norm=None)) == 1
     assert conv_norm(2, 3, 4, norm="batch")[0].bias is None
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(2, 2, 2), (2, 5, 4), (1, 1, 1), (3, 3, 1), (4, 1, 3)])
+def test_the_gradient_of_a_kernel_larger_than_its_map_is_right_in_bfloat16(size, stride):
+    conv = CONV[3](16, 16, 3, stride, 1, bias=False)
+    image = torch.randn(1, 16, *size)
+    for _ in range(3):  # what torch returned there was not the same each time
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = conv(image)
+        assert out.dtype == torch.bfloat16
+        out.float().square().sum().backward()
+        weight = conv.weight.detach().clone().requires_grad_()
+        with torch.backends.mkldnn.flags(enabled=False):
+            F.conv3d(image, weight, stride=stride, padding=1).square().sum().backward()
+        assert (conv.weight.grad - weight.grad).norm() < 0.05 * weight.grad.norm()
