@@ -16,6 +16,14 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_store():
+    """No test takes the store of the one before: `mlflow.set_tracking_uri` leaves it in the environment."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real scans: MEDSEG_SHARED_DATA, else shared/data beside the checkout."""
