@@ -166,7 +166,7 @@ def test_training_outside_the_checkout_is_refused(checkout, monkeypatch, capsys)
 
 
 def test_training_without_the_extra_is_refused(checkout, monkeypatch, capsys):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "mlflow" else object())
+    monkeypatch.setattr(cli.training.importlib.util, "find_spec", lambda name: None if name == "mlflow" else object())
     assert run(monkeypatch, "train", "configs/unet_liver.json") == 2
     assert capsys.readouterr().err == "medseg: training needs MONAI and MLflow: pip install 'medseg[train]'\n"
 
@@ -266,7 +266,7 @@ def test_ui_gets_its_settings(tmp_path, monkeypatch, capsys):
         return 0
 
     monkeypatch.setattr(medseg.tracking, "serve_ui", serve_ui)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli.runs.signal, "signal", lambda *_: None)
     assert run(monkeypatch, "ui", "--runs", tmp_path, "--port", 7777, "--no-browser") == 0
     assert noted == {"runs_dir": tmp_path, "port": 7777, "open_browser": False}
     assert capsys.readouterr().err == "MLflow is at http://127.0.0.1:7777\n"
