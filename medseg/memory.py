@@ -1,6 +1,7 @@
 """What this process uses; the one module with calls that only some systems have."""
 
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -13,3 +14,40 @@ def peak_memory_mb() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS tells bytes, Linux kibibytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
+def available_mb() -> int:
+    """Memory that this process can still take without swapping, in MB: the system's, or what its container leaves."""
+    free = round(psutil.virtual_memory().available / 2**20)
+    limits = [left for left in (_left_in_container(folder) for folder in _container_folders()) if left is not None]
+    return min([free, *limits])
+
+
+def _container_folders() -> tuple[Path, ...]:
+    """Where Linux tells this process's memory limits: control groups v2 and v1, from its own group upwards."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeError):
+        return ()
+    folders: list[Path] = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / controllers
+        own = root / group.lstrip("/")
+        folders += [folder for folder in (own, *own.parents) if folder == root or root in folder.parents]
+    return tuple(folders)
+
+
+def _left_in_container(folder: Path) -> int | None:
+    """MB that the control group of `folder` may still take; None where it has no limit."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            reclaimable = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        files = reclaimable.get("total_inactive_file", reclaimable.get("inactive_file", "0"))  # v1 | v2
+        return round((left + int(files)) / 2**20)
+    return None

@@ -1,5 +1,7 @@
-"""What reading gives, and the checks that every file format shares."""
+"""What reading takes and gives, and the checks that every file format shares."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,12 +24,58 @@ class Scan:
         affine: `(4, 4)` float64, voxel index to RAS mm; of an image the identity, in pixels.
         warnings: what a reader of the result should know, one sentence each.
         unit: of lengths: "px" for a 2D image, which has no mm.
+        sha256: hex digest of the file's bytes as they lie on disk; of several files see `sha256_of_all`.
     """
 
     voxels: NDArray[np.generic]
     affine: NDArray[np.float64]
     warnings: tuple[str, ...] = ()
     unit: Unit = "mm"
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """Where one scan lies.
+
+    Attributes:
+        path: the scan file; of a DICOM series its folder or zip.
+        files: of a DICOM series its files sorted by position, as paths relative to a zip or as they lie on disk.
+        series_uid: of a DICOM series; empty for a scan file.
+    """
+
+    path: Path
+    files: tuple[Path, ...] = ()
+    series_uid: str = ""
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether this is a DICOM series, not one scan file."""
+        return bool(self.series_uid or self.files)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a scan's header says, before any voxel is read.
+
+    Attributes:
+        shape: voxels along each stored axis.
+        affine: `(4, 4)` float64, voxel index to RAS mm (of an image the identity).
+        voxel_type: of one voxel as stored, such as "int16".
+        bytes: that the scan takes in memory once it is read, at most.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    voxel_type: str
+    bytes: int
+
+
+def sha256_of_all(digests: Sequence[str]) -> str:
+    """One digest for several files in their order: the file's own for one, else the digest of the hex digests."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def damaged(path: Path, error: Exception) -> DataError:

@@ -19,14 +19,17 @@ from medseg.reading.images import (
 )
 from medseg.reading.masks import MaskCode
 from medseg.reading.nifti import read_nifti, read_nifti_grid
-from medseg.reading.scan import Scan
+from medseg.reading.scan import Header, Scan, ScanSource
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 LABEL_TYPES = (np.uint8, np.int16, np.int32)
 
+ZIP_SUFFIX = ".zip"
+
 PathLike = str | Path
+SourceLike = PathLike | ScanSource
 
 
 def scan_stem(path: PathLike) -> str:
@@ -37,7 +40,7 @@ def scan_stem(path: PathLike) -> str:
 
 
 def read_scan(path: PathLike) -> Scan:
-    """One 3D scan; of a gray image one slice.
+    """One 3D scan; of a gray image one slice; of a folder (or zip) its one DICOM series.
 
     Voxels stay int16 or uint8 where the file's rescale allows it, else they are float32. A 4D file of one volume counts
     as 3D.
@@ -46,6 +49,8 @@ def read_scan(path: PathLike) -> Scan:
         DataError: if the file is missing, of another format, damaged or cut short, not 3D, of colors or complex
             numbers, has NaN or infinite voxels, or a grid that is unknown, contradictory or singular.
     """
+    if _holds_dicom(Path(path)):
+        return _read_series(_only_series(Path(path)))
     scan = _read(path)
     if scan.unit == "px" and scan.voxels.ndim == 4:
         scan = one_gray_channel(scan, Path(path).name)
@@ -57,26 +62,65 @@ def read_scan(path: PathLike) -> Scan:
     return scan
 
 
-def read_channels(image: PathLike | Sequence[PathLike], channels: Sequence[str]) -> tuple[Scan, ...]:
+def read_source(source: ScanSource) -> Scan:
+    """The scan of a file or of a DICOM series.
+
+    Raises:
+        DataError: as `read_scan`; of a series see `medseg.reading.dicom`.
+    """
+    return _read_series(source) if source.is_dicom else read_scan(source.path)
+
+
+def source_files(source: ScanSource) -> tuple[Path, ...]:
+    """The files on disk that a source is made of; of a series in a zip the zip, of a header and its voxels both."""
+    if not source.is_dicom:
+        return (source.path, *_voxel_files(source.path))
+    if source.path.is_file():
+        return (source.path,)
+    return tuple(source.path / file for file in source.files)  # an absolute path stays itself
+
+
+def read_header(source: SourceLike) -> Header:
+    """Grid, voxel type and memory of a scan from its header alone.
+
+    Raises:
+        DataError: if the header is missing, damaged, or holds no sound grid.
+    """
+    source = source if isinstance(source, ScanSource) else ScanSource(Path(source))
+    if not source.is_dicom and _holds_dicom(source.path):
+        source = _only_series(source.path)
+    if source.is_dicom:
+        from medseg.reading.dicom import read_series_header
+
+        return read_series_header(source)
+    shape, affine = read_grid(source.path)
+    return Header(shape, affine, "", int(np.prod(shape, dtype=object)) * 4)
+
+
+def read_channels(image: SourceLike | Sequence[SourceLike], channels: Sequence[str]) -> tuple[Scan, ...]:
     """One scan a channel, in the order of `channels`, each on its own grid.
 
     Args:
-        image: one path a channel, or one path of a file whose fourth axis counts the channels (of an image: red, green
-            and blue).
+        image: one path or source a channel, or one of a file whose fourth axis counts the channels (of an image: red,
+            green and blue).
         channels: the recipe's names.
 
     Raises:
         DataError: as `read_scan`, and if there are fewer or more volumes than channels.
     """
-    if not isinstance(image, str | Path) and len(image) > 1:
-        _check_count(len(image), channels, Path(image[0]).name)
-        return tuple(read_scan(path) for path in image)
-    path = image if isinstance(image, str | Path) else image[0]
+    files = [image] if isinstance(image, str | Path | ScanSource) else list(image)
+    sources = [file if isinstance(file, ScanSource) else ScanSource(Path(file)) for file in files]
+    path = sources[0].path
+    if len(sources) > 1:
+        _check_count(len(sources), channels, path.name)
+        return tuple(read_source(source) for source in sources)
     if len(channels) == 1:
-        return (read_scan(path),)
+        return (read_source(sources[0]),)
+    if sources[0].is_dicom or _holds_dicom(path):
+        _check_count(1, channels, path.name)
     scan = _read(path)
     volumes = scan.voxels.shape[3] if scan.voxels.ndim == 4 else 1
-    _check_count(volumes, channels, Path(path).name)
+    _check_count(volumes, channels, path.name)
     split = [replace(scan, voxels=scan.voxels[..., channel], warnings=()) for channel in range(volumes)]
     return (replace(split[0], warnings=scan.warnings), *split[1:])
 
@@ -148,6 +192,33 @@ def _read(path: PathLike) -> Scan:
     from medseg.reading.itk import read_itk  # SimpleITK takes a third of a second to import; most scans are NIfTI
 
     return read_itk(path)
+
+
+def _holds_dicom(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() == ZIP_SUFFIX
+
+
+def _only_series(folder: Path) -> ScanSource:
+    """The one DICOM series of a folder or zip."""
+    from medseg.reading.dicom import find_series  # pydicom takes its time to import; most scans are NIfTI
+
+    found = find_series(folder)
+    if len(found) != 1:
+        raise DataError(
+            f"{folder.name}: {len(found)} DICOM series where one scan is wanted; list them with `medseg inspect`"
+        )
+    return found[0].source
+
+
+def _read_series(source: ScanSource) -> Scan:
+    from medseg.reading.dicom import read_series
+
+    return read_series(source)
+
+
+def _voxel_files(path: Path) -> tuple[Path, ...]:
+    """Files beside a header that hold its voxels."""
+    return ()
 
 
 def _read_mask(path: Path, masks: MaskCode | None) -> Scan:
