@@ -22,6 +22,7 @@ DATA_HALF = (
     "out_channels",
     "activation",
     "spacing_mm",
+    "body_only",
     "intensity",
     "patch_size",
     "neighbors",
@@ -124,7 +125,7 @@ def contradictions(half: Recipe) -> list[str]:
     judged = {value for values in regions.values() for value in values}
     if ignored is not None and (not isinstance(ignored, int) or not 0 < ignored < 256 or ignored in judged):
         found.append(f"ignore_label: is {ignored!r}; give a value from 1 to 255 that no region has")
-    return found + _wrong_lengths(half) + _wrong_dimensions(half) + _lengths_in_mm(half)
+    return found + _wrong_lengths(half) + _wrong_dimensions(half) + _lengths_in_mm(half) + _no_body(half)
 
 
 def class_count(labels: Mapping[str, int], ignore_label: int | None = None) -> int:
@@ -218,6 +219,20 @@ def _lengths_in_mm(half: Recipe) -> list[str]:
         f"{where}: 2D images have no mm; " + ("use below_px" if key == "below_ml" else "remove it")
         for where, key in named
     ]
+
+
+def _no_body(half: Recipe) -> list[str]:
+    """A body box where it cannot be found."""
+    steps = half.get("scan_to_grid")
+    wanted = {half.get("body_only", False), steps.get("body_only", False) if isinstance(steps, Mapping) else False}
+    if wanted - {True, False}:
+        return [f"body_only: is {half.get('body_only')!r}; give true or false"]
+    intensity = half.get("intensity", {})
+    target = intensity.get("_target_", "") if isinstance(intensity, Mapping) else ""
+    if True in wanted and target != "medseg.preprocessing.Window":
+        named = target.rpartition(".")[2] or "something else"
+        return [f"body_only: is true, which needs HU, but intensity is {named}; set body_only to false, or use Window"]
+    return []
 
 
 def _clashes(labels: Mapping[str, int]) -> list[str]:

@@ -81,17 +81,19 @@ def label_maker(activation: str, regions: Mapping[str, Sequence[int]]) -> Callab
 
 def _slab_by_slab(logits: Tensor, grid: Grid, choose: Callable[[Iterable[Tensor]], Tensor]) -> NDArray[np.uint8]:
     """Interpolate a slab of axial slices of each channel, let `choose` make a label of them, put the slabs together."""
-    size = grid.turned_shape
     logits = logits.detach().float().cpu()
+    covered = grid.covered
+    size = [side.stop - side.start for side in covered]
     weights = [
-        interpolation_matrix(n_in, n_out, 1 / scale)
-        for n_in, n_out, scale in zip(grid.shape, size, grid.scale, strict=True)
+        interpolation_matrix(n_in, n_out, 1 / scale, first=side.start / scale - start)
+        for n_in, n_out, scale, side, start in zip(grid.shape, size, grid.scale, covered, grid.start, strict=True)
     ]
-    turned = torch.empty(size, dtype=torch.uint8)
+    turned = torch.zeros(grid.turned_shape, dtype=torch.uint8)
+    inside = turned[covered]
     thickness = max(1, SLAB_VOXELS // (size[0] * size[1]))
     for start in range(0, size[2], thickness):
         rows = weights[2][start : start + thickness]
-        turned[:, :, start : start + thickness] = choose(
+        inside[:, :, start : start + thickness] = choose(
             apply_along(weights[1], apply_along(weights[0], apply_along(rows, channel, 2), 0), 1) for channel in logits
         )
     return from_working_axes(turned.numpy(), grid)  # type: ignore[return-value]

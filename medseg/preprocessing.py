@@ -5,8 +5,9 @@ the recipe's spacing. Its first voxel is the scan's own corner voxel, as in MONA
 its tilt, so every step works along one axis at a time and nothing is interpolated twice.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
+from medseg.body import body_box
 from medseg.errors import DataError
 from medseg.geometry import grid_difference
 from medseg.geometry import spacing_mm as spacing_of
@@ -77,6 +79,9 @@ class Grid:
         flips: for each working axis whether it runs against the scan's axis.
         scale: for each working axis, scan voxels per working voxel.
         unit: of lengths; in a grid of an image "px", and the affines lead to pixels.
+        start: for each working axis the working voxels that were left out before the box that is kept; 0 everywhere
+            if the whole field is kept. `shape` and `affine` are the box's.
+        note: what a report should say of the box, such as "body box 212x180x120 of 273x273x120".
     """
 
     shape: tuple[int, int, int]
@@ -87,11 +92,37 @@ class Grid:
     flips: tuple[bool, bool, bool]
     scale: tuple[float, float, float]
     unit: Unit = "mm"
+    start: tuple[int, int, int] = (0, 0, 0)
+    note: str = ""
 
     @property
     def turned_shape(self) -> tuple[int, int, int]:
         """The scan's own grid with its axes in working order."""
         return self.scan_shape[self.axes[0]], self.scan_shape[self.axes[1]], self.scan_shape[self.axes[2]]
+
+    @property
+    def covered(self) -> tuple[slice, slice, slice]:
+        """Scan voxels, axes in working order, that the box decides about; all others are background.
+
+        A voxel belongs to the nearest working voxel; beyond the field's last working voxel the last one decides.
+        """
+        first, second, third = (
+            _covered(*axis) for axis in zip(self.turned_shape, self.shape, self.scale, self.start, strict=True)
+        )
+        return first, second, third
+
+
+def _covered(scan_size: int, size: int, scale: float, start: int) -> slice:
+    """Scan voxels along one axis whose nearest working voxel is in the box."""
+    before = 0 if start == 0 else math.ceil((start - 0.5) * scale)
+    whole = start + size >= working_size(scan_size, scale)
+    after = scan_size if whole else math.ceil((start + size - 0.5) * scale)
+    return slice(min(before, scan_size), min(after, scan_size))
+
+
+def working_size(scan_size: int, scale: float) -> int:
+    """Working voxels along an axis of the whole field, as MONAI's `Spacingd` counts them."""
+    return max(1, round((scan_size - 1) / scale) + 1)
 
 
 class ScanToGrid:
@@ -102,24 +133,28 @@ class ScanToGrid:
         intensity: maps the intensities of each channel.
         antialias: average over the working voxel where it is larger than the scan's (less noise than picking
             points); False interpolates between neighbors only, as MONAI's `Spacingd`.
+        body_only: keep only the box around the patient's body, which is found in the first channel's HU; what lies
+            outside comes back as background.
     """
 
-    def __init__(self, *, spacing_mm: Sequence[float], intensity: Intensity, antialias: bool = True) -> None:
+    def __init__(
+        self, *, spacing_mm: Sequence[float], intensity: Intensity, antialias: bool = True, body_only: bool = False
+    ) -> None:
         if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
             raise ValueError(f"spacing_mm needs three positive lengths (right, front, head), got {list(spacing_mm)}.")
         self.spacing_mm = tuple(spacing_mm)
         self.intensity = intensity
-        self.antialias = antialias
+        self.antialias, self.body_only = antialias, body_only
 
     def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
-        """Working grid of a scan of `shape` `(X, Y, Z)` and `affine`; no voxel is read."""
+        """Working grid of the whole field of a scan of `shape` `(X, Y, Z)` and `affine`; no voxel is read."""
         turn = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
         axes = tuple(int(axis) for axis in np.argsort(turn[:, 0]))
         flips = tuple(bool(turn[axis, 1] < 0) for axis in axes)
         turned_affine = affine @ inv_ornt_aff(turn, shape)
         turned_shape = [shape[axis] for axis in axes]
         scale = np.divide(self.spacing_mm, spacing_of(turned_affine))
-        size = [max(1, round((n - 1) / step) + 1) for n, step in zip(turned_shape, scale, strict=True)]
+        size = [working_size(n, step) for n, step in zip(turned_shape, scale, strict=True)]
         return Grid(
             shape=(size[0], size[1], size[2]),
             affine=turned_affine @ np.diag([*scale, 1.0]),
@@ -143,6 +178,8 @@ class ScanToGrid:
                 "a 2D image has no mm; this recipe is for scans, start from configs/unet_images.json instead"
             )
         grid = self.grid(scans[0].voxels.shape, scans[0].affine)
+        if self.body_only:
+            grid = body_grid(scans[0].voxels, grid)
         first = resample(torch.from_numpy(to_working_axes(scans[0].voxels, grid)), grid, antialias=self.antialias)
         others = [self._further_channel(scan, scans[0], grid) for scan in scans[1:]]
         return torch.stack([self.intensity(channel) for channel in (first, *others)]), grid
@@ -155,6 +192,32 @@ class ScanToGrid:
     def label(self, voxels: NDArray[np.integer], grid: Grid) -> Tensor:
         """Label map on the scan's grid `(X, Y, Z)` -> `(1, R, A, S)`, uint8, by nearest neighbor."""
         return nearest_label(voxels, grid)
+
+
+def body_grid(voxels: NDArray[np.generic], grid: Grid) -> Grid:
+    """The part of a whole field's `grid` that the patient's body needs; `voxels` `(X, Y, Z)` in HU."""
+    turned = _turned(voxels, grid)
+    box = body_box(
+        turned, [step * scale for step, scale in zip(spacing_of(grid.affine), 1 / np.array(grid.scale), strict=True)]
+    )
+    if box is None:
+        return replace(grid, note="no body found, the whole field is kept")
+    start = [math.floor(side.start / scale) for side, scale in zip(box, grid.scale, strict=True)]
+    stop = [
+        min(size, math.ceil((side.stop - 1) / scale) + 1)
+        for side, scale, size in zip(box, grid.scale, grid.shape, strict=True)
+    ]
+    shape = [last - first for first, last in zip(start, stop, strict=True)]
+    move = np.eye(4)
+    move[:3, 3] = start
+    kept, whole = ("x".join(map(str, size)) for size in (shape, grid.shape))
+    return replace(
+        grid,
+        shape=(shape[0], shape[1], shape[2]),
+        affine=grid.affine @ move,
+        start=(start[0], start[1], start[2]),
+        note=f"body box {kept} of {whole}",
+    )
 
 
 class ImageToGrid:
@@ -229,8 +292,8 @@ class ImageToGrid:
 def nearest_label(voxels: NDArray[np.integer], grid: Grid) -> Tensor:
     """Label map on the scan's grid `(X, Y, Z)` -> `(1, *grid.shape)`, uint8, by nearest neighbor."""
     turned = torch.from_numpy(to_working_axes(voxels, grid).astype(np.uint8))
-    for axis, (size, scale) in enumerate(zip(grid.shape, grid.scale, strict=True)):
-        position = (torch.arange(size) * scale).round().long().clamp(max=turned.shape[axis] - 1)
+    for axis, (size, scale, start) in enumerate(zip(grid.shape, grid.scale, grid.start, strict=True)):
+        position = ((start + torch.arange(size)) * scale).round().long().clamp(max=turned.shape[axis] - 1)
         turned = turned.index_select(axis, position)
     return turned[None]
 
@@ -256,9 +319,13 @@ def neighbor_slices(volume: Tensor, neighbors: int, chosen: slice = slice(None))
 
 def to_working_axes(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
     """Turn `(X, Y, Z)` voxels into working axis order and direction; values untouched, contiguous."""
-    turned = voxels.transpose(grid.axes)
+    return np.ascontiguousarray(_turned(voxels, grid))
+
+
+def _turned(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
+    """The same voxels seen in working axis order and direction; nothing is copied."""
     step = tuple(slice(None, None, -1 if flip else None) for flip in grid.flips)
-    return np.ascontiguousarray(turned[step])
+    return voxels.transpose(grid.axes)[step]
 
 
 def from_working_axes(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
@@ -270,21 +337,23 @@ def from_working_axes(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.gen
 def resample(turned: Tensor, grid: Grid, *, antialias: bool) -> Tensor:
     """Voxels `(X, Y, Z)` in working axis order -> `(R, A, S)` float32, one axis after the other."""
     image = turned.float()
-    for axis, (size, scale) in enumerate(zip(grid.shape, grid.scale, strict=True)):
+    for axis, (size, scale, start) in enumerate(zip(grid.shape, grid.scale, grid.start, strict=True)):
         if size != image.shape[axis] or abs(scale - 1) > 1e-6:
-            weights = interpolation_matrix(image.shape[axis], size, scale, antialias=antialias)
+            weights = interpolation_matrix(image.shape[axis], size, scale, antialias=antialias, first=start * scale)
             image = apply_along(weights, image, axis)
     return image
 
 
-def interpolation_matrix(in_size: int, out_size: int, scale: float, *, antialias: bool = False) -> Tensor:
-    """Weights `(out_size, in_size)` of linear interpolation at positions `0, scale, 2 scale, ...` of the input.
+def interpolation_matrix(
+    in_size: int, out_size: int, scale: float, *, antialias: bool = False, first: float = 0.0
+) -> Tensor:
+    """Weights `(out_size, in_size)` of linear interpolation at positions `first, first + scale, ...` of the input.
 
-    Positions beyond the last voxel take the last voxel. With `antialias` the triangle widens to the output voxel when
-    `scale` is above one, so that each output averages what it covers.
+    Positions beyond the first or last voxel take that voxel. With `antialias` the triangle widens to the output voxel
+    when `scale` is above one, so that each output averages what it covers.
     """
     width = max(1.0, scale) if antialias else 1.0
-    position = (torch.arange(out_size, dtype=torch.float64) * scale).clamp(max=in_size - 1)
+    position = (first + torch.arange(out_size, dtype=torch.float64) * scale).clamp(min=0, max=in_size - 1)
     distance = (position[:, None] - torch.arange(in_size, dtype=torch.float64)[None]).abs()
     weights = (1 - distance / width).clamp(min=0)
     return (weights / weights.sum(dim=1, keepdim=True)).float()
