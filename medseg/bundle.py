@@ -5,6 +5,7 @@ alone); the folds of an ensemble have `models/fold_0.pt` and so on instead. Only
 resolved, so opening a bundle runs nothing of it.
 """
 
+import hashlib
 import io
 import json
 import shutil
@@ -85,6 +86,23 @@ class Bundle:
         """What makes probabilities of the network's logits: `"softmax"` over classes, or `"sigmoid"`, one a region."""
         return self._literal("activation") if "activation" in self.recipe else "softmax"
 
+    @cached_property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel edge lengths of the network's grid, in mm; empty where it works on the scan's own."""
+        return tuple(self._literal("spacing_mm") or ()) if "spacing_mm" in self.recipe else ()
+
+    @cached_property
+    def outputs(self) -> int:
+        """Channels that the network gives: classes, or with a sigmoid regions."""
+        return int(self._literal("out_channels"))
+
+    @property
+    def modality(self) -> Literal["CT", ""]:
+        """ "CT" for a model whose intensities are an HU window, else empty."""
+        intensity = self._literal("intensity") if "intensity" in self.recipe else None
+        target = intensity.get("_target_") if isinstance(intensity, Mapping) else None
+        return "CT" if target == "medseg.preprocessing.Window" else ""
+
     @property
     def precision(self) -> str:
         """Floating-point type the network runs in, as its inferer says."""
@@ -157,6 +175,19 @@ class Bundle:
                 f"{self._weights_file(fold)} of model '{self.name}' cannot be read as plain weights; "
                 f"copy the bundle again ({type(error).__name__})"
             ) from error
+
+    def weights_sha256(self, folds: Sequence[int] = ()) -> str:
+        """Hex digest of the weights as they lie in the file; of several folds the digest of their digests, in order.
+
+        Args:
+            folds: of an ensemble; empty for all.
+
+        Raises:
+            ConfigError: if there is no such fold.
+        """
+        files = [self._weights_file(fold) for fold in tuple(folds) or self.folds or (None,)]
+        digests = [hashlib.sha256(read_member(self.root, file)).hexdigest() for file in files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _weights_file(self, fold: int | None) -> str:
         if fold is None and not self.folds:

@@ -45,9 +45,10 @@ def _public(module: str) -> Iterator[tuple[str, Callable[..., Any]]]:
     """What a recipe may name of a module: its `__all__`, or the concrete classes that it defines."""
     found = import_module(module)
     listed = getattr(found, "__all__", None)
-    for name, part in sorted(vars(found).items()):
+    for name in sorted(vars(found) if listed is None else listed):
+        part = getattr(found, name)  # some packages import a part when it is asked for
         own_class = inspect.isclass(part) and part.__module__ == module and not name.startswith("_")
-        is_public = name in listed if listed is not None else own_class
+        is_public = listed is not None or own_class
         is_usable = inspect.isfunction(part) or (inspect.isclass(part) and not getattr(part, "_is_protocol", False))
         if is_public and is_usable:
             yield name, part
