@@ -35,6 +35,7 @@ ALLOWED_TARGETS = (
     "medseg.networks",
     "medseg.preprocessing",
     "medseg.postprocessing",
+    "medseg.cleanup",
     "medseg.inference",
     "medseg.crf",
     "monai.networks.nets",

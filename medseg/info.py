@@ -11,7 +11,7 @@ KINDS = {
     "losses": ("medseg.losses",),
     "metrics": ("medseg.metrics",),
     "inferers": ("medseg.inference",),
-    "cleanup": ("medseg.postprocessing", "medseg.crf"),
+    "cleanup": ("medseg.cleanup", "medseg.crf"),
 }
 
 

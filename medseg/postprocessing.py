@@ -1,27 +1,34 @@
-"""From logits back to labels on the scan's own grid, and the clean-up rules a recipe may list."""
+"""From logits back to labels on the scan's own grid.
+
+The clean-up rules of `medseg.cleanup` are found here too: bundles written before they moved name them here.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.cleanup import CleanupRule, KeepLargest, RemoveSmall, RemoveSmallArea
 from medseg.data_half import painted_values
 from medseg.errors import ConfigError
-from medseg.geometry import connected_lesions, voxel_volume_ml
 from medseg.preprocessing import Grid, apply_along, from_working_axes, interpolation_matrix
 
+__all__ = [
+    "CleanupRule",
+    "KeepLargest",
+    "RemoveSmall",
+    "RemoveSmallArea",
+    "label_maker",
+    "logits_to_label",
+    "painted_regions",
+    "region_logits_to_label",
+    "winning_class",
+]
+
 SLAB_VOXELS = 2**22  # per class: 16 MB of float32 logits at a time
-
-
-class CleanupRule(Protocol):
-    """Changes a label map that is on the scan's own grid."""
-
-    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Label map `(X, Y, Z)` and its affine -> label map of the same shape; the input stays as it is."""
 
 
 def logits_to_label(logits: Tensor, grid: Grid) -> NDArray[np.uint8]:
@@ -121,60 +128,3 @@ def painted_regions(channels: Iterable[Tensor], values: Sequence[int]) -> Tensor
     for channel, value in layers:
         label[channel > 0] = value
     return label
-
-
-class KeepLargest:
-    """Keep only the largest connected piece of a region; the other pieces become background.
-
-    Args:
-        values: label values that make up the region, e.g. `[1, 2]` for the liver with its tumors.
-    """
-
-    def __init__(self, values: Sequence[int]) -> None:
-        self.values = tuple(values)
-
-    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Label map `(X, Y, Z)` -> label map of the same shape."""
-        pieces = connected_lesions(np.isin(label, self.values))
-        return np.where(pieces > 1, np.uint8(0), label)
-
-
-class RemoveSmall:
-    """Give connected pieces of one label value that are smaller than a volume another value.
-
-    Args:
-        value: the label value whose pieces are judged.
-        below_ml: pieces of less than this volume are removed.
-        becomes: the value they take, e.g. the liver's for a tumor of a few voxels.
-    """
-
-    def __init__(self, value: int, below_ml: float, *, becomes: int = 0) -> None:
-        self.value, self.below_ml, self.becomes = value, below_ml, becomes
-
-    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Label map `(X, Y, Z)` -> label map of the same shape."""
-        pieces = connected_lesions(label == self.value)
-        volumes_ml = np.bincount(pieces.ravel()) * voxel_volume_ml(affine)
-        small = volumes_ml < self.below_ml
-        small[0] = False
-        return np.where(small[pieces], np.uint8(self.becomes), label)
-
-
-class RemoveSmallArea:
-    """As `RemoveSmall` for 2D images, which have no mL.
-
-    Args:
-        value: the label value whose pieces are judged.
-        below_px: pieces of less than this many pixels are removed.
-        becomes: the value they take.
-    """
-
-    def __init__(self, value: int, below_px: int, *, becomes: int = 0) -> None:
-        self.value, self.below_px, self.becomes = value, below_px, becomes
-
-    def __call__(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Label map `(X, Y, 1)` -> label map of the same shape."""
-        pieces = connected_lesions(label == self.value)
-        small = np.bincount(pieces.ravel()) < self.below_px
-        small[0] = False
-        return np.where(small[pieces], np.uint8(self.becomes), label)

@@ -16,8 +16,8 @@ def test_every_kind_has_entries_and_each_says_what_it_is():
     found = offered()
     assert all(found.values())
     assert "medseg.losses.DiceCrossEntropy" in found["losses"]
-    assert "medseg.postprocessing.KeepLargest" in found["cleanup"]
-    assert "medseg.postprocessing.CleanupRule" not in found["cleanup"]  # a protocol, not a rule
+    assert "medseg.cleanup.KeepLargest" in found["cleanup"]
+    assert "medseg.cleanup.CleanupRule" not in found["cleanup"]  # a protocol, not a rule
     assert "medseg.crf.DenseCRF" in found["cleanup"]
     assert "medseg.crf.CRFasRNN" not in found["cleanup"]  # a layer
     assert found["encoders"].keys() == {"medseg.networks.encoders.ResNet", "medseg.networks.encoders.VGG"}
