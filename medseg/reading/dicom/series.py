@@ -1,0 +1,284 @@
+"""The series in a folder or zip, from headers alone."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os.path import commonpath
+from pathlib import Path
+
+import numpy as np
+from pydicom.uid import UID
+
+from medseg.errors import DataError
+from medseg.reading.dicom.files import ZIP_SUFFIX, Files, open_files
+from medseg.reading.dicom.headers import DICOM_SUFFIXES, FileHeader, Slice, quiet_pydicom, read_file_header
+from medseg.reading.dicom.kinds import CT, DICOMDIR, kind_of
+from medseg.reading.dicom.pixels import can_decode
+from medseg.reading.dicom.stacking import Stack, slice_name, stack_slices
+from medseg.reading.scan import ScanSource
+
+HEADER_THREADS = 4  # a network share answers several questions at a time; pydicom itself holds Python's lock
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+HU_TYPES = ("", "HU", "US")  # US: unspecified
+AXIAL_COSINE = 0.9  # normals within 26 degrees of the body's axis
+PLANES = ("sagittal", "coronal", "axial")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series, as its headers tell.
+
+    `description`, `contrast`, `study` and `patient` are as the files have them and may hold names: they stay in memory,
+    and only a table of series that a person keeps for itself may show the first two. `problems` name slices by their
+    numbers, never by a folder.
+
+    Attributes:
+        source: what `read_series` takes; files sorted by position where they form a grid.
+        modality: such as "CT" or "MR".
+        slices: planes, of all files together.
+        frames: in one multi-frame file; 0 if each slice is a file.
+        thickness_mm: of a slice as reconstructed, which may overlap; NaN where the header is silent.
+        spacing_mm: between columns, between rows, between slices; NaN where they form no grid.
+        kernel: of a CT reconstruction.
+        contrast: agent; empty if none is noted.
+        description: free text of the series.
+        orientation: "axial", "sagittal", "coronal" or "oblique"; empty where unknown.
+        image_type: such as `("ORIGINAL", "PRIMARY", "AXIAL")`.
+        study: UID.
+        patient: identifier.
+        kind: empty for an image of a volume, else what it is, such as "a localizer".
+        number: of the series in its study.
+        problems: why it cannot be read, one phrase each.
+    """
+
+    source: ScanSource
+    modality: str
+    slices: int
+    frames: int
+    thickness_mm: float
+    spacing_mm: tuple[float, float, float]
+    kernel: str
+    contrast: str
+    description: str
+    orientation: str
+    image_type: tuple[str, ...]
+    study: str
+    patient: str
+    kind: str = ""
+    number: int | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Headers:
+    """The files of one folder or zip: those of DICOM, and the names of those that should be and cannot be read."""
+
+    path: Path
+    files: tuple[FileHeader, ...]
+    unreadable: tuple[tuple[Path, str], ...]
+
+
+def find_series(folder: Path) -> list[Series]:
+    """All series below a folder, also inside its zips, or in one zip; in the order of their folders and numbers.
+
+    A series is what has one SeriesInstanceUID, study and patient; its localizers are a series of their own. What is no
+    DICOM file is passed over, DICOMDIR too, whose references are not followed. Objects that are no volume (reports,
+    segmentations, secondary captures) are listed with `kind`, so that nothing is left out in silence. A zip that cannot
+    be read is a series with a problem.
+
+    Raises:
+        DataError: if `folder` is neither a folder nor a sound zip.
+    """
+    quiet_pydicom()
+    with open_files(folder) as files:
+        names = files.names()
+        found = _series_in(read_headers(files, folder, names))
+    for archive in names if folder.is_dir() else ():
+        if archive.suffix.lower() != ZIP_SUFFIX:
+            continue
+        try:
+            with open_files(archive) as files:
+                found += _series_in(read_headers(files, archive, files.names()))
+        except DataError as error:
+            found.append(_unreadable(archive, str(error)))
+    return found
+
+
+def only_series(folder: Path) -> ScanSource:
+    """The one series of a folder or zip that is a volume; localizers, reports and the like beside it do not count.
+
+    Raises:
+        DataError: if there is none, or several.
+    """
+    volumes = [series for series in find_series(folder) if not series.kind]
+    if len(volumes) != 1:
+        raise DataError(
+            f"{len(volumes)} DICOM series of volumes in the folder where one is wanted; list them with `medseg inspect`"
+        )
+    return volumes[0].source
+
+
+def read_headers(files: Files, path: Path, names: Sequence[Path]) -> Headers:
+    """Headers of `names`, several at a time."""
+
+    def read(name: Path) -> FileHeader | tuple[Path, str] | None:
+        suspect = name.suffix.lower() in DICOM_SUFFIXES
+        try:
+            size = files.size(name)
+            if size == 0:
+                return (name, "is empty; copy it again") if suspect else None
+            with files.open(name) as file:
+                header = read_file_header(file, name, size)
+        except DataError as error:
+            return name, str(error)
+        except (OSError, MemoryError, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
+            return name, f"cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
+        return header or ((name, "is no DICOM file, whatever its name says") if suspect else None)
+
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        results = list(pool.map(read, names))
+    return Headers(
+        path,
+        tuple(result for result in results if isinstance(result, FileHeader)),
+        tuple(result for result in results if isinstance(result, tuple)),
+    )
+
+
+def problem_of(headers: Sequence[FileHeader], unreadable: Sequence[tuple[Path, str]] = ()) -> str:
+    """The first reason, in words, why files cannot be read as one volume; empty if there is none but their grid."""
+    for name, why in unreadable:
+        stray = Slice(name, 0, None, None, None, None, 0, 0, 0, "", (), (0, 0), many=False)
+        return f"a file beside the series {why}, so a slice may be missing ({slice_name(stray)})"
+    if not headers[0].series:
+        return "no SeriesInstanceUID, so which slices belong together is unknown; export it again"
+    if len({header.reference for header in headers}) > 1:
+        return "slices of several frames of reference (the patient was moved); export each as a series of its own"
+    return next((problem for problem in map(_file_problem, headers) if problem), "")
+
+
+def stack_of(headers: Sequence[FileHeader]) -> Stack:
+    """All planes of the files on one grid.
+
+    Raises:
+        DataError: see `stack_slices`.
+    """
+    return stack_slices([plane for header in headers for plane in header.slices])
+
+
+def _file_problem(header: FileHeader) -> str:
+    name = slice_name(header.slices[0])
+    if header.samples != 1 or header.photometric not in MONOCHROME:
+        return f"{name} is in color ({header.photometric[:16]}), not one value a pixel; export the original images"
+    if header.photometric == "MONOCHROME1" and header.sop_class not in CT:
+        return f"{name} is MONOCHROME1 (bright is stored low), whose values have no fixed meaning; export it again"
+    if header.allocated not in (8, 16) or not 1 <= header.stored <= header.allocated:
+        return (
+            f"{name} has {header.stored} of {header.allocated} bits a pixel, of which 8 or 16 are read; export it again"
+        )
+    if header.missing_bytes:
+        return f"{name} is cut short, {header.missing_bytes} bytes of its pixels are missing; copy the series again"
+    if not can_decode(header.transfer_syntax):
+        return (
+            f"{name} is compressed as {UID(header.transfer_syntax).name[:80]}, which is not read; decompress it first"
+        )
+    return next((problem for plane in header.slices if (problem := _scale_problem(header, plane))), "")
+
+
+def _scale_problem(header: FileHeader, plane: Slice) -> str:
+    name = slice_name(plane)
+    if header.sop_class not in CT:
+        return f"{name} has a RescaleSlope of 0; export the series again" if plane.slope == 0 else ""
+    if np.isnan(plane.slope) or np.isnan(plane.intercept):
+        return f"{name} has no RescaleSlope and RescaleIntercept, so its HU are unknown; export the series again"
+    if plane.slope == 0:
+        return f"{name} has a RescaleSlope of 0, so its HU are lost; export the series again"
+    if plane.rescale_type not in HU_TYPES:
+        return f"{name} has values in {plane.rescale_type[:16]!r}, not HU; export the series in HU"
+    return ""
+
+
+def _series_in(found: Headers) -> list[Series]:
+    groups: dict[tuple[str, ...], list[FileHeader]] = defaultdict(list)
+    for header in found.files:
+        if header.sop_class != DICOMDIR:
+            groups[(header.patient, header.study, header.series, kind_of(header))].append(header)
+    listed = [_series(found, headers, key[-1]) for key, headers in groups.items()]
+    listed.sort(key=_order)
+    claimed = {header.file.parent for header in found.files if not kind_of(header)}
+    alone: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
+    for name, why in found.unreadable:
+        if name.parent not in claimed:
+            alone[name.parent].append((name, why))
+    return listed + [_unreadable(_place(found.path, [names[0][0]]), problem_of((), names)) for names in alone.values()]
+
+
+def _order(series: Series) -> tuple[str, str, str, int, str]:
+    number = -1 if series.number is None else series.number
+    return str(series.source.path), series.patient, series.study, number, series.source.series_uid
+
+
+def _series(found: Headers, headers: list[FileHeader], kind: str) -> Series:
+    first = headers[0]
+    folders = {header.file.parent for header in headers}
+    strays = [] if kind else [stray for stray in found.unreadable if stray[0].parent in folders]
+    planes = [plane for header in headers for plane in header.slices]
+    problem, stack = "", None
+    if not kind:
+        problem = problem_of(headers, strays)
+        try:
+            stack = stack_of(headers)
+        except DataError as error:
+            problem = problem or str(error)
+    files = dict.fromkeys(plane.file for plane in (stack.slices if stack else planes))
+    thickness = [plane.thickness_mm for plane in planes if plane.thickness_mm > 0]
+    return Series(
+        source=ScanSource(_place(found.path, list(files)), tuple(files), first.series),
+        modality=first.modality,
+        slices=0 if kind and not all(planes[0].shape) else len(planes),
+        frames=len(planes) if planes[0].many else 0,
+        thickness_mm=max(thickness, default=float("nan")),
+        spacing_mm=_spacing(stack),
+        kernel=first.kernel,
+        contrast=first.contrast,
+        description=first.description,
+        orientation=_plane_name(planes[0]),
+        image_type=first.image_type if any(first.image_type) else planes[0].kind,
+        study=first.study,
+        patient=first.patient,
+        kind=kind,
+        number=first.series_number,
+        problems=(problem,) if problem else (),
+    )
+
+
+def _place(path: Path, files: Sequence[Path]) -> Path:
+    """The deepest folder that holds all files of a series; of a zip the zip."""
+    return path if path.is_file() else Path(commonpath([file.parent for file in files]))
+
+
+def _spacing(stack: Stack | None) -> tuple[float, float, float]:
+    if stack is None:
+        return (float("nan"),) * 3
+    x, y, z = np.linalg.norm(stack.affine[:3, :3], axis=0)
+    return float(x), float(y), float(z)
+
+
+def _plane_name(plane: Slice) -> str:
+    if plane.orientation is None:
+        return ""
+    row, column = np.asarray(plane.orientation[:3]), np.asarray(plane.orientation[3:])
+    normal = np.abs(np.cross(row, column))
+    return PLANES[int(normal.argmax())] if normal.max() >= AXIAL_COSINE else "oblique"
+
+
+def _unreadable(path: Path, problem: str) -> Series:
+    nothing = float("nan")
+    return Series(ScanSource(path), "", 0, 0, nothing, (nothing,) * 3, "", "", "", "", (), "", "", problems=(problem,))
+
+
+def matching(found: Headers, series_uid: str) -> Iterator[tuple[tuple[str, str], FileHeader]]:
+    """The headers of volumes with this UID, each with its patient and study."""
+    for header in found.files:
+        if header.series == series_uid and not kind_of(header):
+            yield (header.patient, header.study), header
