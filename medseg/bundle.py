@@ -98,7 +98,7 @@ class Bundle:
 
     @property
     def modality(self) -> Literal["CT", ""]:
-        """ "CT" for a model whose intensities are an HU window, else empty."""
+        """The modality, "CT", of a model whose intensities are an HU window; empty where it is not known."""
         intensity = self._literal("intensity") if "intensity" in self.recipe else None
         target = intensity.get("_target_") if isinstance(intensity, Mapping) else None
         return "CT" if target == "medseg.preprocessing.Window" else ""

@@ -1,25 +1,29 @@
-"""What is done in OUT: one JSON file a case, so that a re-run does only what is missing or has changed.
+"""What is done in OUT, so that a re-run does only what is missing or has changed; see `Ledger`."""
 
-`OUT/.medseg/cases/` holds the records, `OUT/.medseg/claims/` which process does which case now.
-"""
-
-import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 from medseg.inference.cases import Case
+from medseg.inference.claims import Claims
+from medseg.inference.fingerprints import fingerprint, is_same_mask, mask_mark, sha256_of_source
+from medseg.inference.out_files import FOLDER, MASK_ENDINGS, create_once, sweep
+from medseg.inference.records import Record, Records, Stamp, record_name
 from medseg.inference.settings import RunSettings
+from medseg.reading import ScanSource
 from medseg.writing import aside
 
-FOLDER = ".medseg"
 Action = Literal["do", "done", "edited", "failed", "busy"]
 Row = dict[str, Any]
+
+SWEEP_S = 60.0  # where no process works, a half-written file of this age belongs to nobody
+EDITED = "the mask was changed since medseg wrote it: it is kept, not measured; remove it to have the case done again"
+FOREIGN = "a mask that medseg did not write lies in its place: it is kept; remove it to have the case done"
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Decision:
     Attributes:
         action: "do"; or leave it: it is "done", its mask was "edited" by a person, it "failed" before, or another
             process is "busy" with it.
-        row: the row that stands for it in the report, where it is not to be done.
-        reason: why it is to be done, or left.
+        row: the row that stands for it in the report, where it is left and not busy.
+        reason: why it is to be done.
     """
 
     action: Action
@@ -41,6 +45,10 @@ class Decision:
 class Ledger:
     """The records of OUT, as one process sees and adds to them.
 
+    `OUT/.medseg/settings.json` says what OUT was made with, `cases/` holds one record a case, `claims/` and
+    `processes/` say which process does which case now. A case is decided, claimed, done, recorded; a record is written
+    whole, after the mask it speaks of has its final name.
+
     Args:
         out: folder of the masks.
         settings: of this run.
@@ -48,11 +56,15 @@ class Ledger:
 
     def __init__(self, out: Path, settings: RunSettings) -> None:
         self.out, self.settings = out, settings
-        self._records: dict[str, dict[str, Any]] = {}
+        self._records, self._claims = Records(out / FOLDER / "cases"), Claims(out / FOLDER)
+        self._decided: dict[str, Stamp | None] = {}  # the record that a decision was made by
+        self._inputs: dict[str, list[dict[str, Any] | None]] = {}  # of claimed cases, before they are read
+        self._edited: dict[str, Row] = {}
+        self._extra: dict[str, Mapping[str, str]] = {}
 
     @classmethod
     def open(cls, out: Path, settings: RunSettings, *, redo: bool = False) -> "Ledger":
-        """The ledger of OUT, made if absent.
+        """The ledger of OUT, made if absent; what killed runs left half written is removed.
 
         Args:
             out: folder of the masks.
@@ -60,27 +72,43 @@ class Ledger:
             redo: do every case again that was done with other settings.
 
         Raises:
-            ConfigError: if OUT was made with another model or other settings; says what differs.
+            ConfigError: if OUT was made with another model or other settings (says what differs), or another process
+                works on it with them.
         """
         ledger = cls(out, settings)
         file = out / FOLDER / "settings.json"
-        if file.is_file():
-            before = RunSettings.from_json(json.loads(file.read_text(encoding="utf-8")))
-            different = before.differences(settings)
+        if not create_once(file, json.dumps(settings.as_json(), indent=2)):
+            different = _settings_in(file).differences(settings)
             if different and not redo:
                 raise ConfigError(
-                    f"{out.name} was made with other settings ({'; '.join(different)}); choose another OUT, or redo "
-                    "all its cases with --redo"
+                    f"OUT was made with other settings: {'; '.join(different)}; choose another OUT, or do all its "
+                    "cases again with --redo"
                 )
-        with aside(file) as temporary:
-            temporary.write_text(json.dumps(settings.as_json(), indent=2), encoding="utf-8")
+            others = ledger._claims.living()
+            if different and others:
+                raise ConfigError(
+                    f"OUT is being written with other settings by process {others[0].process['pid']}: "
+                    f"{'; '.join(different)}; wait for it, or end it"
+                )
+            if different:
+                with aside(file) as temporary:
+                    temporary.write_text(json.dumps(settings.as_json(), indent=2), encoding="utf-8")
+        if not ledger._claims.living():
+            ledger._claims.forget_dead()
+            sweep(out, older_than_s=SWEEP_S)
         return ledger
 
     def start(self, total: int) -> None:
-        """Say that this process works on OUT, for others and `medseg status`; `total` cases are there in all."""
+        """Say that this process works on OUT, for other processes and `medseg status`.
+
+        Args:
+            total: cases of this run, those done already among them.
+        """
+        self._claims.start(total)
 
     def close(self) -> None:
-        """Say that this process has ended."""
+        """Give back what is claimed, and say that this process has ended."""
+        self._claims.close()
 
     def __enter__(self) -> "Ledger":
         return self
@@ -91,28 +119,48 @@ class Ledger:
         self.close()
 
     def decide(self, case: Case, *, verify: bool = False, retry_failed: bool = False) -> Decision:
-        """Whether a case is to be done.
+        """Whether a case is to be done; cheap, for a folder of thousands.
 
         Args:
             case: which.
             verify: compare scans and mask byte for byte, not by size, time and ends alone.
             retry_failed: do again what failed.
+
+        Raises:
+            OSError: if OUT cannot be read.
         """
-        record = self._read(case.case_id)
-        if record is None or record["settings"] != self.settings.digest:
-            return Decision("do")
-        if record["row"]["status"] == "failed":
-            return Decision("do") if retry_failed else Decision("failed", record["row"])
-        if not (self.out / record["mask"]).is_file():
-            return Decision("do")
-        return Decision("done", record["row"])
+        name = record_name(case.case_id)
+        self._decided[name] = self._records.stamp(name)
+        self._extra[case.case_id] = case.extra
+        record = self._records.read(name)
+        kept = self._kept_mask(case, record, verify=verify)
+        if kept:
+            self._edited[case.case_id] = row = _edited_row(case, record, kept)
+            return Decision("edited", row)
+        self._edited.pop(case.case_id, None)
+        reason = self._reason_to_do(case, record, verify=verify, retry_failed=retry_failed)
+        if not reason and record is not None:
+            return Decision("failed" if record["row"]["status"] == "failed" else "done", record["row"] | case.extra)
+        return Decision("busy") if self._claims.is_busy(name) else Decision("do", reason=reason)
 
     def claim(self, case: Case) -> bool:
-        """Take a case for this process; False if another one has it, or has finished it meanwhile."""
+        """Take a case for this process; False if another one has it, or has finished it since it was decided.
+
+        Raises:
+            OSError: if OUT cannot be written.
+        """
+        name = record_name(case.case_id)
+        if not self._claims.take(name):
+            return False
+        if name in self._decided and self._records.stamp(name) != self._decided[name]:
+            self._claims.release(name)
+            return False
+        self._inputs[name] = _fingerprints(case.sources)
         return True
 
     def release(self, case: Case) -> None:
         """Give a claimed case back undone."""
+        self._claims.release(record_name(case.case_id))
 
     def record(
         self,
@@ -125,49 +173,132 @@ class Ledger:
     ) -> None:
         """Write down that a claimed case is done or has failed, and release it.
 
+        The mask that an earlier run wrote for a case that has failed now is removed: it is not this scan's.
+
         Args:
             case: which.
             row: of the report, with its `status`.
             lesions: rows of `lesions.csv`.
-            inputs_sha256: of each source, as read; empty if none was read to its end.
+            inputs_sha256: of each scan, as read; empty if none was read to its end.
             mask: the file that was written under its final name, if any.
+
+        Raises:
+            OSError: if OUT cannot be written.
         """
+        name = record_name(case.case_id)
+        before = self._records.read(name)
         content = {
             "case_id": case.case_id,
             "settings": self.settings.digest,
-            "mask": mask.relative_to(self.out).as_posix() if mask else None,
+            "inputs": self._inputs.pop(name, None) or _fingerprints(case.sources),
             "inputs_sha256": list(inputs_sha256),
+            "mask": {"name": mask.relative_to(self.out).as_posix(), **mask_mark(mask)} if mask else None,
             "row": dict(row),
             "lesions": [dict(lesion) for lesion in lesions],
             "written": time.time(),
         }
-        with aside(self._file(case.case_id)) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+        if mask is None and before is not None and before["mask"] and not self._kept_mask(case, before):
+            (self.out / before["mask"]["name"]).unlink(missing_ok=True)
+        self._records.write(name, content)
+        self._claims.release(name)
 
     def rows(self) -> list[Row]:
         """Rows of the report, in the order of case ids, of this and of every other process."""
-        return [record["row"] for record in self._all()]
+        rows = {record["case_id"]: record["row"] for record in self._records.all()} | self._edited
+        return [rows[case_id] | self._extra.get(case_id, {}) for case_id in sorted(rows)]
 
     def lesions(self) -> list[Row]:
         """Rows of `lesions.csv`, in the order of case ids."""
-        return [lesion for record in self._all() for lesion in record["lesions"]]
+        records = (record for record in self._records.all() if record["case_id"] not in self._edited)
+        return [lesion for record in records for lesion in record["lesions"]]
 
-    def _all(self) -> list[dict[str, Any]]:
-        files = (self.out / FOLDER / "cases").glob("[!.]*.json")
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        return sorted(found, key=_case_id)
+    def _reason_to_do(self, case: Case, record: Record | None, *, verify: bool, retry_failed: bool) -> str:
+        """Why a case whose mask nobody has edited is to be done; empty if it is not."""
+        if record is None:
+            return "not done yet"
+        if record["settings"] != self.settings.digest:
+            return "done with other settings"
+        failed = record["row"]["status"] == "failed"
+        if failed and retry_failed:
+            return "failed before"
+        if not failed and record["mask"] and not (self.out / record["mask"]["name"]).is_file():
+            return "its mask is gone"
+        return self._input_change(case, record, verify=verify and not failed)
 
-    def _read(self, case_id: str) -> dict[str, Any] | None:
+    def _input_change(self, case: Case, record: Record, *, verify: bool) -> str:
+        """How the scans of a case differ from those of its record; empty if they do not."""
+        if len(case.sources) != len(record["inputs"]):
+            return "it has other channels"
+        changes = set()
+        for source, before in zip(case.sources, record["inputs"], strict=True):
+            try:
+                changes.add(fingerprint(source).change(before) if before else "content")
+            except OSError:  # away now: what was done with it still stands, and so does its failure
+                if before:
+                    return "its scan cannot be read" if verify else ""
+                changes.add("none")
+        if "content" in changes or ((verify or "time" in changes) and not self._same_bytes(case, record)):
+            return "its scan has changed"
+        if "time" in changes:  # copied, or touched: from now on its time is known
+            record["inputs"] = _fingerprints(case.sources)
+            self._records.write(record_name(case.case_id), record)
+        return ""
+
+    def _same_bytes(self, case: Case, record: Record) -> bool:
+        """Whether every byte of the scans is as it was read; a failed case may not have been read to its end."""
+        recorded = _distinct(record["inputs_sha256"])
+        if "" in recorded or not recorded:
+            return False
         try:
-            record: dict[str, Any] = json.loads(self._file(case_id).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return record
+            return _distinct(sha256_of_source(source) for source in case.sources) == recorded
+        except (OSError, DataError):
+            return False
 
-    def _file(self, case_id: str) -> Path:
-        name = hashlib.sha256(case_id.encode()).hexdigest()[:32]
-        return self.out / FOLDER / "cases" / f"{name}.json"
+    def _kept_mask(self, case: Case, record: Record | None, *, verify: bool = False) -> str:
+        """Why the mask that lies in the place of a case must not be overwritten; empty if it may."""
+        mark = record["mask"] if record else None
+        for path in [self.out / mark["name"]] if mark else self._places(case):
+            try:
+                if mark and is_same_mask(path, mark, verify=verify):
+                    continue
+                if self._claims.is_from_dead(record_name(case.case_id), path):
+                    continue
+            except FileNotFoundError:
+                continue
+            return EDITED if mark else FOREIGN
+        return ""
+
+    def _places(self, case: Case) -> list[Path]:
+        return [path for ending in MASK_ENDINGS if (path := self.out / f"{case.case_id}{ending}").exists()]
 
 
-def _case_id(record: Mapping[str, Any]) -> str:
-    return str(record["case_id"])
+def _settings_in(file: Path) -> RunSettings:
+    try:
+        return RunSettings.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"OUT/{FOLDER}/{file.name} cannot be read ({type(error).__name__}), so what OUT was made with is not "
+            "known; choose another OUT"
+        ) from error
+
+
+def _edited_row(case: Case, record: Record | None, message: str) -> Row:
+    known = record["row"] if record else {}
+    kept = {column: known[column] for column in ("model", "precision") if column in known}
+    return {"case_id": case.case_id, "status": "edited", "message": message, **kept, **case.extra}
+
+
+def _fingerprints(sources: Sequence[ScanSource]) -> list[dict[str, Any] | None]:
+    """What is known of each source now; None for one that cannot be read."""
+    found: list[dict[str, Any] | None] = []
+    for source in sources:
+        try:
+            found.append(fingerprint(source).as_json())
+        except OSError:
+            found.append(None)
+    return found
+
+
+def _distinct(digests: Iterable[str]) -> list[str]:
+    """Digests in order, each once: the channels of one 4D file have the same."""
+    return list(dict.fromkeys(digests))
