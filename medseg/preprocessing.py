@@ -1,27 +1,40 @@
 """From a scan to the network's grid: orientation, resampling, intensity. Pure steps, without MONAI.
 
-The working grid is RAS: axes run to the patient's right, front and head as nearly as the scan's own axes allow, with
-the recipe's spacing. Its first voxel is the scan's own corner voxel, as in MONAI's `Spacingd`; an oblique scan keeps
-its tilt, so every step works along one axis at a time and nothing is interpolated twice.
+A scan is read as it is stored, a slab at a time, and becomes float32 only there: what is made is the image on the
+working grid (`medseg.grid`), of the patient's body alone where a recipe asks for that, with its intensity mapped.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
 from torch import Tensor
 
 from medseg.body import body_box
 from medseg.errors import DataError
 from medseg.geometry import grid_difference
 from medseg.geometry import spacing_mm as spacing_of
-from medseg.reading import Scan, Unit
+from medseg.grid import Grid, from_working_axes, kept_box, to_working_axes, turned, whole_grid
+from medseg.reading import Scan
+from medseg.resampling import apply_along, interpolation_matrix, nearest_label, resample, resample_onto
+
+__all__ = [
+    "Grid",
+    "ImageToGrid",
+    "Intensity",
+    "Range",
+    "ScanToGrid",
+    "Window",
+    "ZScore",
+    "apply_along",
+    "from_working_axes",
+    "interpolation_matrix",
+    "neighbor_slices",
+    "to_working_axes",
+]
 
 
 class Intensity(Protocol):
@@ -41,7 +54,11 @@ class Window:
 
     def __call__(self, image: Tensor) -> Tensor:
         """HU of any shape -> the same shape, in `[0, 1]`."""
-        return (image.clamp(self.low_hu, self.high_hu) - self.low_hu) / (self.high_hu - self.low_hu)
+        return self.in_place(image.clone())
+
+    def in_place(self, image: Tensor) -> Tensor:
+        """The same on the float tensor itself."""
+        return image.clamp_(self.low_hu, self.high_hu).sub_(self.low_hu).div_(self.high_hu - self.low_hu)
 
 
 class ZScore:
@@ -63,66 +80,11 @@ class Range:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Stored values of any shape -> the same shape."""
-        return (image - self.low) / (self.high - self.low)
+        return self.in_place(image.clone())
 
-
-@dataclass(frozen=True)
-class Grid:
-    """The working grid of one scan, and what leads back to the scan's own grid.
-
-    Attributes:
-        shape: working grid `(R, A, S)`.
-        affine: `(4, 4)`, working voxel index -> RAS mm.
-        scan_shape: the scan's own `(X, Y, Z)`.
-        scan_affine: `(4, 4)`, the scan's own voxel index -> RAS mm.
-        axes: for each working axis the scan's axis it comes from.
-        flips: for each working axis whether it runs against the scan's axis.
-        scale: for each working axis, scan voxels per working voxel.
-        unit: of lengths; in a grid of an image "px", and the affines lead to pixels.
-        start: for each working axis the working voxels that were left out before the box that is kept; 0 everywhere
-            if the whole field is kept. `shape` and `affine` are the box's.
-        note: what a report should say of the box, such as "body box 212x180x120 of 273x273x120".
-    """
-
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-    scan_shape: tuple[int, int, int]
-    scan_affine: NDArray[np.float64]
-    axes: tuple[int, int, int]
-    flips: tuple[bool, bool, bool]
-    scale: tuple[float, float, float]
-    unit: Unit = "mm"
-    start: tuple[int, int, int] = (0, 0, 0)
-    note: str = ""
-
-    @property
-    def turned_shape(self) -> tuple[int, int, int]:
-        """The scan's own grid with its axes in working order."""
-        return self.scan_shape[self.axes[0]], self.scan_shape[self.axes[1]], self.scan_shape[self.axes[2]]
-
-    @property
-    def covered(self) -> tuple[slice, slice, slice]:
-        """Scan voxels, axes in working order, that the box decides about; all others are background.
-
-        A voxel belongs to the nearest working voxel; beyond the field's last working voxel the last one decides.
-        """
-        first, second, third = (
-            _covered(*axis) for axis in zip(self.turned_shape, self.shape, self.scale, self.start, strict=True)
-        )
-        return first, second, third
-
-
-def _covered(scan_size: int, size: int, scale: float, start: int) -> slice:
-    """Scan voxels along one axis whose nearest working voxel is in the box."""
-    before = 0 if start == 0 else math.ceil((start - 0.5) * scale)
-    whole = start + size >= working_size(scan_size, scale)
-    after = scan_size if whole else math.ceil((start + size - 0.5) * scale)
-    return slice(min(before, scan_size), min(after, scan_size))
-
-
-def working_size(scan_size: int, scale: float) -> int:
-    """Working voxels along an axis of the whole field, as MONAI's `Spacingd` counts them."""
-    return max(1, round((scan_size - 1) / scale) + 1)
+    def in_place(self, image: Tensor) -> Tensor:
+        """The same on the float tensor itself."""
+        return image.sub_(self.low).div_(self.high - self.low)
 
 
 class ScanToGrid:
@@ -148,22 +110,7 @@ class ScanToGrid:
 
     def grid(self, shape: Sequence[int], affine: NDArray[np.float64]) -> Grid:
         """Working grid of the whole field of a scan of `shape` `(X, Y, Z)` and `affine`; no voxel is read."""
-        turn = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
-        axes = tuple(int(axis) for axis in np.argsort(turn[:, 0]))
-        flips = tuple(bool(turn[axis, 1] < 0) for axis in axes)
-        turned_affine = affine @ inv_ornt_aff(turn, shape)
-        turned_shape = [shape[axis] for axis in axes]
-        scale = np.divide(self.spacing_mm, spacing_of(turned_affine))
-        size = [working_size(n, step) for n, step in zip(turned_shape, scale, strict=True)]
-        return Grid(
-            shape=(size[0], size[1], size[2]),
-            affine=turned_affine @ np.diag([*scale, 1.0]),
-            scan_shape=(shape[0], shape[1], shape[2]),
-            scan_affine=affine,
-            axes=(axes[0], axes[1], axes[2]),
-            flips=(flips[0], flips[1], flips[2]),
-            scale=(float(scale[0]), float(scale[1]), float(scale[2])),
-        )
+        return whole_grid(shape, affine, self.spacing_mm)
 
     def __call__(self, scans: Sequence[Scan]) -> tuple[Tensor, Grid]:
         """Channels of one case -> image `(C, R, A, S)`, float32, and its grid.
@@ -177,17 +124,17 @@ class ScanToGrid:
             raise DataError(
                 "a 2D image has no mm; this recipe is for scans, start from configs/unet_images.json instead"
             )
-        grid = self.grid(scans[0].voxels.shape, scans[0].affine)
+        first = scans[0]
+        grid = self.grid(first.voxels.shape, first.affine)
         if self.body_only:
-            grid = body_grid(scans[0].voxels, grid)
-        first = resample(torch.from_numpy(to_working_axes(scans[0].voxels, grid)), grid, antialias=self.antialias)
-        others = [self._further_channel(scan, scans[0], grid) for scan in scans[1:]]
-        return torch.stack([self.intensity(channel) for channel in (first, *others)]), grid
-
-    def _further_channel(self, scan: Scan, first: Scan, grid: Grid) -> Tensor:
-        if grid_difference(scan.voxels.shape, scan.affine, first.voxels.shape, first.affine) is None:
-            return resample(torch.from_numpy(to_working_axes(scan.voxels, grid)), grid, antialias=self.antialias)
-        return resample_onto(scan, grid)
+            grid = body_grid(first.voxels, grid)
+        image = torch.empty(len(scans), *grid.shape)
+        for scan, channel in zip(scans, image, strict=True):
+            if grid_difference(scan.voxels.shape, scan.affine, first.voxels.shape, first.affine) is None:
+                fill_channel(channel, scan.voxels, grid, antialias=self.antialias, intensity=self.intensity)
+            else:
+                channel[:] = self.intensity(resample_onto(scan, grid))
+        return image, grid
 
     def label(self, voxels: NDArray[np.integer], grid: Grid) -> Tensor:
         """Label map on the scan's grid `(X, Y, Z)` -> `(1, R, A, S)`, uint8, by nearest neighbor."""
@@ -196,28 +143,24 @@ class ScanToGrid:
 
 def body_grid(voxels: NDArray[np.generic], grid: Grid) -> Grid:
     """The part of a whole field's `grid` that the patient's body needs; `voxels` `(X, Y, Z)` in HU."""
-    turned = _turned(voxels, grid)
-    box = body_box(
-        turned, [step * scale for step, scale in zip(spacing_of(grid.affine), 1 / np.array(grid.scale), strict=True)]
-    )
+    scan_spacing_mm = np.divide(spacing_of(grid.affine), grid.scale).tolist()
+    box = body_box(turned(voxels, grid), scan_spacing_mm)
     if box is None:
         return replace(grid, note="no body found, the whole field is kept")
-    start = [math.floor(side.start / scale) for side, scale in zip(box, grid.scale, strict=True)]
-    stop = [
-        min(size, math.ceil((side.stop - 1) / scale) + 1)
-        for side, scale, size in zip(box, grid.scale, grid.shape, strict=True)
-    ]
-    shape = [last - first for first, last in zip(start, stop, strict=True)]
-    move = np.eye(4)
-    move[:3, 3] = start
-    kept, whole = ("x".join(map(str, size)) for size in (shape, grid.shape))
-    return replace(
-        grid,
-        shape=(shape[0], shape[1], shape[2]),
-        affine=grid.affine @ move,
-        start=(start[0], start[1], start[2]),
-        note=f"body box {kept} of {whole}",
-    )
+    return kept_box(grid, box, what="body box")
+
+
+def fill_channel(
+    channel: Tensor, voxels: NDArray[np.generic], grid: Grid, *, antialias: bool, intensity: Intensity
+) -> None:
+    """Resample voxels `(X, Y, Z)` into `channel` `(R, A, S)` and map their intensity, without a second copy of either.
+
+    An intensity that looks at one voxel at a time (it has `in_place`) is applied while a slab is in the CPU's cache.
+    """
+    in_place = getattr(intensity, "in_place", None)
+    resample(voxels, grid, antialias=antialias, out=channel, then=in_place)
+    if in_place is None:
+        channel.copy_(intensity(channel))
 
 
 class ImageToGrid:
@@ -279,23 +222,14 @@ class ImageToGrid:
             shown = ", ".join(f"{size[0]} x {size[1]}" for size in sorted(sizes))
             raise DataError(f"the channels have different sizes, {shown} pixels; export them on the same pixels")
         grid = self.grid(scans[0].voxels.shape, scans[0].affine)
-        channels = [torch.from_numpy(np.ascontiguousarray(scan.voxels)) for scan in scans]
-        return torch.stack(
-            [self.intensity(resample(channel, grid, antialias=self.antialias)) for channel in channels]
-        ), grid
+        image = torch.empty(len(scans), *grid.shape)
+        for scan, channel in zip(scans, image, strict=True):
+            fill_channel(channel, scan.voxels, grid, antialias=self.antialias, intensity=self.intensity)
+        return image, grid
 
     def label(self, voxels: NDArray[np.integer], grid: Grid) -> Tensor:
         """Label map `(X, Y, 1)` on the image's pixels -> `(1, *grid.shape)`, uint8, by nearest neighbor."""
         return nearest_label(voxels, grid)
-
-
-def nearest_label(voxels: NDArray[np.integer], grid: Grid) -> Tensor:
-    """Label map on the scan's grid `(X, Y, Z)` -> `(1, *grid.shape)`, uint8, by nearest neighbor."""
-    turned = torch.from_numpy(to_working_axes(voxels, grid).astype(np.uint8))
-    for axis, (size, scale, start) in enumerate(zip(grid.shape, grid.scale, grid.start, strict=True)):
-        position = ((start + torch.arange(size)) * scale).round().long().clamp(max=turned.shape[axis] - 1)
-        turned = turned.index_select(axis, position)
-    return turned[None]
 
 
 def neighbor_slices(volume: Tensor, neighbors: int, chosen: slice = slice(None)) -> Tensor:
@@ -315,77 +249,3 @@ def neighbor_slices(volume: Tensor, neighbors: int, chosen: slice = slice(None))
     steps = range(-neighbors, neighbors + 1)
     around = [volume[..., (middle + step).clamp(0, volume.shape[-1] - 1)] for step in steps]
     return torch.stack(around, dim=-4).flatten(-5, -4)
-
-
-def to_working_axes(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
-    """Turn `(X, Y, Z)` voxels into working axis order and direction; values untouched, contiguous."""
-    return np.ascontiguousarray(_turned(voxels, grid))
-
-
-def _turned(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
-    """The same voxels seen in working axis order and direction; nothing is copied."""
-    step = tuple(slice(None, None, -1 if flip else None) for flip in grid.flips)
-    return voxels.transpose(grid.axes)[step]
-
-
-def from_working_axes(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
-    """Undo `to_working_axes`."""
-    step = tuple(slice(None, None, -1 if flip else None) for flip in grid.flips)
-    return np.ascontiguousarray(voxels[step].transpose(np.argsort(grid.axes)))
-
-
-def resample(turned: Tensor, grid: Grid, *, antialias: bool) -> Tensor:
-    """Voxels `(X, Y, Z)` in working axis order -> `(R, A, S)` float32, one axis after the other."""
-    image = turned.float()
-    for axis, (size, scale, start) in enumerate(zip(grid.shape, grid.scale, grid.start, strict=True)):
-        if size != image.shape[axis] or abs(scale - 1) > 1e-6:
-            weights = interpolation_matrix(image.shape[axis], size, scale, antialias=antialias, first=start * scale)
-            image = apply_along(weights, image, axis)
-    return image
-
-
-def interpolation_matrix(
-    in_size: int, out_size: int, scale: float, *, antialias: bool = False, first: float = 0.0
-) -> Tensor:
-    """Weights `(out_size, in_size)` of linear interpolation at positions `first, first + scale, ...` of the input.
-
-    Positions beyond the first or last voxel take that voxel. With `antialias` the triangle widens to the output voxel
-    when `scale` is above one, so that each output averages what it covers.
-    """
-    width = max(1.0, scale) if antialias else 1.0
-    position = (first + torch.arange(out_size, dtype=torch.float64) * scale).clamp(min=0, max=in_size - 1)
-    distance = (position[:, None] - torch.arange(in_size, dtype=torch.float64)[None]).abs()
-    weights = (1 - distance / width).clamp(min=0)
-    return (weights / weights.sum(dim=1, keepdim=True)).float()
-
-
-def apply_along(weights: Tensor, image: Tensor, axis: int) -> Tensor:
-    """Multiply `weights` `(out, in)` along one axis of `image`; the other axes keep their sizes."""
-    return torch.tensordot(weights, image, dims=([1], [axis])).movedim(0, axis)
-
-
-def resample_onto(scan: Scan, grid: Grid) -> Tensor:
-    """Linear interpolation of another channel onto a working grid `(R, A, S)`, float32.
-
-    Up to half a voxel beyond its outermost voxel centers a channel keeps their value; farther out its lowest value
-    stands.
-
-    Raises:
-        DataError: if the two fields of view do not overlap.
-    """
-    to_scan = np.linalg.inv(scan.affine) @ grid.affine
-    outside = np.zeros(grid.shape, dtype=bool)
-    index = np.ogrid[tuple(slice(size) for size in grid.shape)]
-    for row, size in zip(to_scan[:3], scan.voxels.shape, strict=True):
-        position = row[0] * index[0] + row[1] * index[1] + row[2] * index[2] + row[3]
-        outside |= (position < -0.5) | (position > size - 0.5)
-    if outside.all():
-        raise DataError(
-            "a further channel does not overlap the first one in space; check that both were taken of the same patient "
-            "and exported with their positions."
-        )
-    onto = affine_transform(
-        scan.voxels.astype(np.float32), to_scan[:3, :3], to_scan[:3, 3], grid.shape, order=1, mode="nearest"
-    )
-    onto[outside] = scan.voxels.min()
-    return torch.from_numpy(onto)
