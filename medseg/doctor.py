@@ -11,8 +11,10 @@ import psutil
 import torch
 
 from medseg import __version__
-from medseg.errors import ConfigError
+from medseg.inference.device import choose_device
 from medseg.notices import NOT_A_DEVICE
+
+__all__ = ["choose_device", "driver_gpus", "gpu_finding", "report"]
 
 TRAIN = ("monai", "pytorch-ignite", "mlflow")
 
@@ -65,23 +67,6 @@ def driver_gpus() -> str:
         return ""
     gpus = [" with driver ".join(line.split(", ")) for line in done.stdout.splitlines() if line.strip()]
     return "; ".join(gpus) if done.returncode == 0 else ""
-
-
-def choose_device(name: str) -> str:
-    """`"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"` -> what torch can use here; `"auto"` takes a GPU if there is one.
-
-    Raises:
-        ConfigError: if torch cannot use that device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda" if count else "cpu"
-    if name in ("cpu", *(f"cuda:{number}" for number in range(count))) or (name == "cuda" and count):
-        return name
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()):
-        raise ConfigError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N")
-    raise ConfigError(f"device {name!r} is not usable, torch sees {count} GPUs; medseg doctor says why, or use cpu")
 
 
 def _torch_build() -> str:

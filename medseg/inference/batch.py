@@ -1,121 +1,329 @@
-"""A folder of scans: one row of the report for each case, whatever happens to it."""
+"""A folder of scans: one mask and one row of the report for each case, whatever happens to it."""
 
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import torch
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from medseg.bundle import Bundle
-from medseg.data import Sample
-from medseg.errors import DataError
-from medseg.inference.predictor import Predictor
-from medseg.memory import peak_memory_mb
+from medseg.errors import ConfigError
+from medseg.inference.cases import Case
+from medseg.inference.faults import OF_THE_CASE, REMEDY, Cause, Failure, cause_of, one_line
+from medseg.inference.ledger import Ledger
+from medseg.inference.messages import Result, Row, Setup
+from medseg.inference.settings import RunSettings
+from medseg.inference.supervisor import Stop, Supervisor
+from medseg.inference.tables import MASK_ENDING, Tables, report_columns
+from medseg.inference.worker import InProcess, WorkerProcess
 from medseg.notices import SYNTHETIC
-from medseg.reading import Unit, read_channels
-from medseg.report.measurements import measure, measure_image, write_csv
-from medseg.writing import write_mask_png, write_nifti
+from medseg.reading import ScanSource
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from medseg.inference.sliding_window import Precision
 
-Row = dict[str, Any]
-LESION_COLUMNS = {
-    "mm": ("case_id", "lesion", "volume_ml", "longest_in_plane_diameter_mm", "x_mm", "y_mm", "z_mm"),
-    "px": ("case_id", "lesion", "area_px", "longest_diameter_px", "x_px", "y_px"),
-}
-MASK_ENDING = {"mm": "_seg.nii.gz", "px": "_seg.png"}
+__all__ = ["MASK_ENDING", "FolderRun", "Options", "Outcome", "predict_folder", "report_columns"]
+
+STATUSES = {"done": "done", "edited": "edited", "failed": "failed", "busy": "pending"}  # of a decision, in the report
 
 
-def report_columns(regions: Mapping[str, Sequence[int]], unit: Unit = "mm") -> list[str]:
-    """Columns of `report.csv`, in order; regions in mL, of 2D images in pixels."""
-    size = "ml" if unit == "mm" else "px"
-    return [
-        *("case_id", "status", "message", "warnings"),
-        *(f"{region}_{size}" for region in regions),
-        *("lesion_count", f"longest_diameter_{unit}", "seconds", "peak_memory_mb", "model", "precision", "device"),
-    ]
+@dataclass(frozen=True)
+class Options:
+    """How a folder is done.
+
+    Attributes:
+        precision: of the network, in place of the model's.
+        mirroring: average over mirrored windows.
+        redo: also where OUT was made with another model or other settings; all its cases are done again.
+        retry_failed: do again what failed in an earlier run.
+        verify: compare scans and masks byte for byte to tell whether they have changed.
+        strict: stop at the first failure.
+        limit: at most so many cases.
+        isolate: do the cases in a process of their own, which is replaced when it dies, with stages that overlap.
+        patience_s: how long that process may work on a stage without a word.
+        root: folder of all scans, whose loss is no case's fault.
+        hook: see `medseg.inference.messages.Setup`.
+    """
+
+    precision: "Precision | None" = None
+    mirroring: bool = False
+    redo: bool = False
+    retry_failed: bool = False
+    verify: bool = False
+    strict: bool = False
+    limit: int | None = None
+    isolate: bool = False
+    patience_s: float = 7200.0
+    root: Path | None = None
+    hook: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a folder.
+
+    Attributes:
+        rows: one a case, with the columns of `report_columns`.
+        stop: why it ended before the last case, if so.
+        signal: number of the signal that ended it, if one did.
+    """
+
+    rows: list[Row]
+    stop: Stop | None = None
+    signal: int = 0
 
 
 def predict_folder(
-    samples: Sequence[Sample],
+    cases: Sequence[Case | Mapping[str, Any]],
     out: Path,
     bundle: Bundle,
     *,
     device: str = "cpu",
+    options: Options | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Segment cases one after the other.
+    """Segment cases; what OUT has of them already, made alike, is not made again.
 
-    Writes `OUT/<case_id>_seg.nii.gz` on each scan's own grid (of a 2D image `_seg.png`, its values the labels), and
-    `report.csv` and `lesions.csv` anew after every case.
-    A case that fails becomes a row with its message; the others go on.
+    Writes `OUT/<case_id>_seg.nii.gz` on each scan's own grid (of a 2D image `_seg.png`, its values the labels),
+    `report.csv` and `lesions.csv`. A case that fails becomes a row with its message; the others go on.
 
     Args:
-        samples: what to segment, `{"image": path or one path a channel, "case_id": ...}`.
+        cases: as of `cases_in`, or samples `{"image": path or one path a channel, "case_id": ...}`.
         out: folder for masks and report; made if absent.
         bundle: the model.
-        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
-        on_row: called with each finished row.
+        device: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"`.
+        options: how; by default in this process, one case after the other.
+        on_row: called with the row of each case that this call has tried.
 
     Returns:
         One row a case, with the columns of `report_columns`.
+
+    Raises:
+        ConfigError: if the model or device cannot be used, or OUT was made with another model or settings.
+        KeyboardInterrupt: after Ctrl-C; what is finished is kept.
     """
-    predictor = Predictor.from_bundle(bundle, device=device)
-    model = f"{bundle.name} {bundle.version}" + (f" ({SYNTHETIC})" if bundle.synthetic else "")
-    settings = {"model": model, "precision": bundle.precision, "device": device}
-    rows: list[Row] = []
-    lesions: list[Row] = []
-    for sample in samples:
-        started = time.monotonic()
-        row: Row = {"case_id": sample["case_id"], **settings}
+    run = FolderRun([as_case(case) for case in cases], out, bundle, device=device, options=options)
+    outcome = run.do(on_row)
+    if outcome.signal:
+        raise KeyboardInterrupt
+    return outcome.rows
+
+
+def as_case(sample: Case | Mapping[str, Any]) -> Case:
+    """A case, also of a sample of `medseg.data`."""
+    if isinstance(sample, Case):
+        return sample
+    images = [sample["image"]] if isinstance(sample["image"], str | Path) else sample["image"]
+    return Case(sample["case_id"], tuple(ScanSource(Path(image)) for image in images))
+
+
+class FolderRun:
+    """One run over the cases of a folder: decided when it is made, done by `do`.
+
+    Args:
+        cases: with unique ids.
+        out: folder for masks and report; made if absent.
+        bundle: the model.
+        device: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"`.
+        options: how.
+
+    Attributes:
+        todo: the cases that are to be done.
+
+    Raises:
+        ConfigError: if OUT was made with another model or other settings.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        out: Path,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        options: Options | None = None,
+    ) -> None:
+        self.cases, self.out, self.bundle, self.device = cases, out, bundle, device
+        self.options = options or Options()
+        settings = RunSettings.of(bundle, precision=self.options.precision, mirroring=self.options.mirroring)
+        model = f"{bundle.name} {bundle.version}" + (f" ({SYNTHETIC})" if bundle.synthetic else "")
+        self._told = {"model": model, "precision": settings.precision, "device": device}
+        out.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger.open(out, settings, redo=self.options.redo)
+        self._rows: dict[str, Row] = {}
+        self._lesions: dict[str, list[Row]] = {}
+        self._held: list[tuple[Case, Row]] = []  # failures that may turn out not to be the case's fault
+        self._elsewhere: set[str] = set()  # cases that another process was faster with
+        self._tables = Tables(out, bundle, cases)
+        self._on_row: Callable[[Row], None] | None = None
+        self._supervisor = Supervisor(
+            partial(self._make_worker), self, strict=self.options.strict, patience_s=self.options.patience_s
+        )
+        self.todo = list(islice((case for case in cases if self._is_to_do(case)), self.options.limit))
+
+    def do(self, on_row: Callable[[Row], None] | None = None) -> Outcome:
+        """Do what is to be done; loads nothing if that is nothing.
+
+        Args:
+            on_row: called with the row of each case tried.
+
+        Raises:
+            ConfigError: if the model or device cannot be used.
+        """
+        self._on_row = on_row
+        with self.ledger, _ending_gently(self._supervisor if self.options.isolate else None) as caught:
+            self.ledger.start(len(self.cases))
+            for case in self.cases:
+                if case.problem:
+                    self._tell(self._rows[case.case_id])
+            stop, interrupted = self._do()
+            rows, broken = self._finished_rows(stop)
+        if stop is not None and stop.cause == "model" and not self._some_done():
+            raise ConfigError(stop.message)
+        number = caught[0] if caught else (signal.SIGINT if interrupted else 0)
+        return Outcome(rows, stop or broken, int(number))
+
+    def _do(self) -> tuple[Stop | None, bool]:
         try:
-            measured, found, warnings = _segment(sample, out, bundle, predictor)
-        except Exception as error:  # one bad case must not end the run: it becomes a row
-            row |= {"status": "failed", "message": _one_line(error)}
-            logger.debug("case %s failed", sample["case_id"], exc_info=True)
+            return self._supervisor.run(self.todo), False
+        except KeyboardInterrupt:
+            return Stop(None, "interrupted"), True
+        except OSError as error:  # of OUT: records cannot be written
+            return _no_record(error), False
+
+    # What the supervisor tells
+
+    def claim(self, case: Case) -> bool:
+        """Take a case for this run; False if another process has it."""
+        taken = self.ledger.claim(case)
+        if not taken:
+            self._elsewhere.add(case.case_id)
+        return taken
+
+    def done(self, case: Case, result: Result) -> None:
+        """Record a case that is done."""
+        row = self._row(case) | result.row
+        lesions = [{"case_id": case.case_id, **lesion} for lesion in result.lesions]
+        self.ledger.record(case, row, lesions, inputs_sha256=result.inputs_sha256, mask=result.mask)
+        self._lesions[case.case_id] = lesions
+        self._tell(row)
+        self._settle()
+
+    def failed(self, case: Case, failure: Failure) -> None:
+        """Note a case that has failed; it is recorded once it is known that the run can go on."""
+        row = self._row(case) | {"status": "failed", "message": failure.message}
+        self._lesions[case.case_id] = []
+        if failure.cause in OF_THE_CASE:
+            self._held.append((case, row))
         else:
-            row |= {"status": "done", "message": "", "warnings": "; ".join(warnings), **measured}
-            lesions += [{"case_id": sample["case_id"], **lesion} for lesion in found]
-        row |= {"seconds": round(time.monotonic() - started, 2), "peak_memory_mb": _peak_memory_mb(device)}
-        rows.append(row)
+            self.ledger.release(case)  # not its fault: the next run tries it again
+        self._tell(row)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Record the failures that are not part of a streak that may yet stop the run."""
+        streak = set(self._supervisor.streak.case_ids)
+        for case, row in [held for held in self._held if held[0].case_id not in streak]:
+            self.ledger.record(case, row, [])
+            self._held.remove((case, row))
+        self._tables.write_now_and_then(self._rows.values(), self._all_lesions())
+
+    def _tell(self, row: Row) -> None:
+        self._rows[row["case_id"]] = row
+        if self._on_row is not None:
+            self._on_row(row)
+
+    # Rows
+
+    def _is_to_do(self, case: Case) -> bool:
+        """Whether to do a case; else its row is known already."""
+        row = self._row(case)
+        self._rows[case.case_id] = row | {"status": "pending", "message": ""}
+        if case.skipped:
+            self._rows[case.case_id] = row | {"status": "skipped", "message": case.skipped}
+            return False
+        if case.problem:
+            self._rows[case.case_id] = row | {"status": "failed", "message": case.problem}
+            return False
+        decision = self.ledger.decide(case, verify=self.options.verify, retry_failed=self.options.retry_failed)
+        if decision.action == "do":
+            return True
+        status = {"status": STATUSES[decision.action]}
+        if decision.action == "busy":
+            status["message"] = "another process is at it"
+        self._rows[case.case_id] = row | dict(decision.row or {}) | status | dict(case.extra)
+        return False
+
+    def _row(self, case: Case) -> Row:
+        told = self._told | ({"device": self._supervisor.device} if self._supervisor.device else {})
+        return {**case.extra, "case_id": case.case_id, **told}
+
+    def _finished_rows(self, stop: Stop | None) -> tuple[list[Row], Stop | None]:
+        """All rows at the end, in the report too; and what kept the report from being written."""
+        if stop is None or stop.cause is None:
+            self._supervisor.streak.end()
+        undone = set(self._supervisor.streak.case_ids)
+        for case_id in undone:
+            self._rows[case_id] |= {"status": "pending"}
+        for case, _ in [held for held in self._held if held[0].case_id in undone]:
+            self.ledger.release(case)
+        self._held = [held for held in self._held if held[0].case_id not in undone]
         try:
-            _write_tables(out, rows, lesions, bundle)
-        except OSError as error:  # a spreadsheet holds the file on Windows: the next case tries again
-            logger.warning("report.csv cannot be written now (%s); close it", type(error).__name__)
-        if on_row:
-            on_row(row)
-    _write_tables(out, rows, lesions, bundle)
-    return rows
+            self._settle()
+            known = {row["case_id"]: row for row in self.ledger.rows()}
+            self._rows |= {case_id: known[case_id] for case_id in self._elsewhere if case_id in known}
+            others = {case_id: row for case_id, row in known.items() if case_id not in self._rows}
+            self._tables.write((self._rows | others).values(), self.ledger.lesions())
+        except OSError as error:
+            return list(self._rows.values()), _no_record(error)
+        return list(self._rows.values()), None
+
+    def _all_lesions(self) -> Iterator[Row]:
+        return (lesion for lesions in self._lesions.values() for lesion in lesions)
+
+    def _some_done(self) -> bool:
+        return any(self._rows[case.case_id]["status"] != "pending" for case in self.todo)
+
+    def _make_worker(self) -> WorkerProcess | InProcess:
+        setup = Setup(
+            self.bundle,
+            self.out,
+            device=self.device,
+            precision=self.options.precision,
+            mirroring=self.options.mirroring,
+            root=self.options.root,
+            hook=self.options.hook,
+        )
+        return WorkerProcess(setup) if self.options.isolate else InProcess(setup)
 
 
-def _write_tables(out: Path, rows: Sequence[Row], lesions: Sequence[Row], bundle: Bundle) -> None:
-    write_csv(out / "report.csv", rows, report_columns(bundle.regions, bundle.unit))
-    if bundle.lesion_region:
-        write_csv(out / "lesions.csv", lesions, LESION_COLUMNS[bundle.unit])
+def _no_record(error: OSError) -> Stop:
+    cause: Cause = cause_of(error, "write")
+    return Stop(cause, f"OUT cannot be written ({one_line(error)}); {REMEDY[cause]}, then run the same command")
 
 
-def _segment(sample: Sample, out: Path, bundle: Bundle, predictor: Predictor) -> tuple[Row, list[Row], tuple[str, ...]]:
-    target = out / f"{sample['case_id']}{MASK_ENDING[bundle.unit]}"
-    target.unlink(missing_ok=True)  # an earlier run's mask must not stand beside a failed row
-    scans = read_channels(sample["image"], bundle.channels)
-    label = predictor(scans)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if bundle.unit == "px":
-        write_mask_png(label, target)
-        measured, lesions = measure_image(label, regions=bundle.regions, lesion_region=bundle.lesion_region)
-    else:
-        write_nifti(label, scans[0].affine, target)
-        measured, lesions = measure(label, scans[0].affine, regions=bundle.regions, lesion_region=bundle.lesion_region)
-    return measured, lesions, tuple(warning for scan in scans for warning in scan.warnings)
+@contextmanager
+def _ending_gently(supervisor: Supervisor | None) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end a supervisor's run in order, a second one at once; the signals that came."""
+    caught: list[int] = []
+    if supervisor is None or threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
 
+    def end(number: int, _frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        supervisor.interrupted = True
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
-
-
-def _peak_memory_mb(device: str) -> int:
-    """Largest memory held so far in this run, in MB: the GPU's where one is used, else the process's."""
-    return round(torch.cuda.max_memory_allocated(device) / 2**20) if device.startswith("cuda") else peak_memory_mb()
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

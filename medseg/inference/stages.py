@@ -1,0 +1,184 @@
+"""What is done with one case: read and prepared, segmented, written and measured; each in its own thread if wanted."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medseg.inference.cases import Case
+from medseg.inference.estimates import needs_of_scans
+from medseg.inference.faults import Failure, Step, cause_of, failure_of
+from medseg.inference.messages import Result, Row, Setup
+from medseg.inference.tables import mask_path
+from medseg.inference.training_range import outside_range
+from medseg.memory import peak_memory_mb
+from medseg.reading import Header, Scan, read_channels, read_header, scan_stem
+from medseg.report.measurements import measure, measure_image
+from medseg.writing import write_mask_png, write_nifti
+
+Hook = Callable[[Step, str], None]  # of tests: called before each step of each case, to make it fail
+
+
+class Segmenter(Protocol):
+    """What the stages ask of a predictor; `medseg.inference.Predictor` is one."""
+
+    def prepare(self, scans: Sequence[Scan]) -> Any:
+        """Channels of a case -> what the network sees, with `notes` for the report."""
+
+    def segment(self, prepared: Any) -> NDArray[np.uint8]:
+        """Labels on the first channel's own grid."""
+
+    def finish(self, label: NDArray[np.uint8], scans: Sequence[Scan]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """Labels after the clean-up rules, and what these did."""
+
+    def less_memory(self) -> str | None:
+        """Use less memory from now on; how, or None if no less is possible."""
+
+
+@dataclass
+class Job:
+    """A case on its way through the stages."""
+
+    case: Case
+    step: Step = "read"
+    need_mb: float = 0.0
+    seconds: float = 0.0
+    scans: tuple[Scan, ...] = ()
+    prepared: Any = None
+    label: NDArray[np.uint8] | None = None
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    result: Result | None = None
+
+
+class Stages:
+    """The three stages of a case, for one model.
+
+    Args:
+        predictor: segments.
+        setup: what a worker needs to know.
+        device: where the network runs.
+        check_disk: raises OSError if there is no room for a mask of so many MB in a folder.
+        hook: see `Hook`.
+    """
+
+    def __init__(
+        self,
+        predictor: Segmenter,
+        setup: Setup,
+        *,
+        device: str = "cpu",
+        check_disk: Callable[[Path, float], None],
+        hook: Hook | None = None,
+    ) -> None:
+        self.predictor, self.bundle, self.out, self.root = predictor, setup.bundle, setup.out, setup.root
+        self.device, self.check_disk, self.hook = device, check_disk, hook
+        self._training_range = setup.bundle.metadata.get("training_range")
+
+    def read(self, job: Job) -> None:
+        """Voxels of all channels, prepared for the network."""
+        started = time.monotonic()
+        self._begin(job, "read")
+        sources = job.case.sources
+        job.scans = read_channels(sources, self.bundle.channels)
+        headers = [Header(scan.voxels.shape, scan.affine, "", scan.voxels.nbytes) for scan in job.scans]
+        self.check_disk(self.out, needs_of_scans(headers, self.bundle).disk_mb)
+        job.warnings += [warning for scan in job.scans for warning in scan.warnings]
+        job.warnings += outside_range(job.scans, self._training_range)
+        self._begin(job, "prepare")
+        with torch.inference_mode():
+            job.prepared = self.predictor.prepare(job.scans)
+        job.notes += job.prepared.notes
+        job.seconds += time.monotonic() - started
+
+    def network(self, job: Job) -> None:
+        """Labels of the network; where memory does not suffice, again with less at a time."""
+        started = time.monotonic()
+        while job.label is None:
+            try:
+                self._begin(job, "network")
+                with torch.inference_mode():
+                    job.label = self.predictor.segment(job.prepared)
+            except (MemoryError, RuntimeError) as error:
+                less = self.predictor.less_memory() if cause_of(error, "network") == "memory" else None
+                if less is None:
+                    raise
+                job.warnings.append(f"memory did not suffice: {less}")
+        job.prepared = None
+        job.seconds += time.monotonic() - started
+
+    def write(self, job: Job) -> None:
+        """Mask cleaned up and on disk, measured."""
+        started = time.monotonic()
+        self._begin(job, "finish")
+        if job.label is None:
+            raise RuntimeError("no label map to write")
+        label, notes = self.predictor.finish(job.label, job.scans)
+        self._begin(job, "write")
+        target = mask_path(self.out, job.case, self.bundle)
+        affine = job.scans[0].affine
+        if self.bundle.unit == "px":
+            write_mask_png(label, target)
+        else:
+            write_nifti(label, affine, target)
+        self._begin(job, "measure")
+        measured, lesions = self._measure(label, affine)
+        job.seconds += time.monotonic() - started
+        row: Row = {
+            "status": "done",
+            "message": "",
+            "warnings": "; ".join(job.warnings),
+            "notes": "; ".join([*job.notes, *notes]),
+            **measured,
+            "seconds": round(job.seconds, 2),
+            "peak_memory_mb": self.peak_memory_mb(),
+        }
+        job.result = Result(row, lesions, tuple(scan.sha256 for scan in job.scans), target)
+        job.scans, job.label = (), None
+
+    def need_mb(self, case: Case) -> float:
+        """Estimated memory of a case, 0 where a header cannot be read: its reading will say why."""
+        try:
+            return needs_of_scans([read_header(source) for source in case.sources], self.bundle).memory_mb
+        except (ValueError, OSError):
+            return 0.0
+
+    def failure(self, job: Job, error: Exception) -> Failure:
+        """What an error in the step of a job means, for the report; frees what the job holds."""
+        if job.step == "measure":  # a mask must not stand beside a failed row
+            mask_path(self.out, job.case, self.bundle).unlink(missing_ok=True)
+        job.scans, job.prepared, job.label = (), None, None
+        failure = failure_of(error, job.step, root=self.root)
+        return failure._replace(message=without_names(failure.message, job.case))
+
+    def peak_memory_mb(self) -> int:
+        """Largest memory held so far, in MB: the GPU's where one is used, else the process's."""
+        if self.device.startswith("cuda"):
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20)
+        return peak_memory_mb()
+
+    def _begin(self, job: Job, step: Step) -> None:
+        job.step = step
+        if self.hook is not None:
+            self.hook(step, job.case.case_id)
+
+    def _measure(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> tuple[Row, list[Row]]:
+        regions, lesion_region = self.bundle.regions, self.bundle.lesion_region
+        if self.bundle.unit == "px":
+            return measure_image(label, regions=regions, lesion_region=lesion_region)
+        return measure(label, affine, regions=regions, lesion_region=lesion_region)
+
+
+def without_names(message: str, case: Case) -> str:
+    """A message in which folders are gone, and a file's name too where the case id does not tell it anyway."""
+    for source in case.sources:
+        message = message.replace(f"{source.path.parent}{'/'}", "").replace(str(source.path.parent), "")
+        name, stem = source.path.name, scan_stem(source.path)
+        if stem and stem not in case.case_id:
+            message = message.replace(name, case.case_id).replace(stem, case.case_id)
+    return message
