@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from medseg.data_half import in_pixels
 from medseg.errors import ConfigError
 
 LOADER = "medseg.served"  # MLflow imports it by this name when it loads the model
@@ -16,8 +17,8 @@ MANY = -1
 def model_card(bundle: Path, run_id: str, artifact_path: str) -> str:
     """Text of the file `MLmodel` for a bundle.
 
-    Its signature: image `(B, in_channels, *spatial)` on the network's grid -> probabilities
-    `(B, out_channels, *spatial)`, float32.
+    Its signature: image `(B, C, *spatial)` on the network's grid -> probabilities `(B, out_channels, *spatial)`,
+    float32. A 2D model of scans takes whole volumes, whose `C` does not count the neighboring slices.
 
     Args:
         bundle: the bundle's folder.
@@ -32,8 +33,9 @@ def model_card(bundle: Path, run_id: str, artifact_path: str) -> str:
     from mlflow.types import Schema, TensorSpec
 
     recipe = _recipe(bundle)
-    grid = (MANY,) * recipe["spatial_dims"]
-    image = TensorSpec(np.dtype(np.float32), (MANY, recipe["in_channels"], *grid), "image")
+    grid = (MANY,) * (2 if in_pixels(recipe) else 3)
+    channels = recipe["in_channels"] // (2 * int(recipe.get("neighbors") or 0) + 1)
+    image = TensorSpec(np.dtype(np.float32), (MANY, channels, *grid), "image")
     probabilities = TensorSpec(np.dtype(np.float32), (MANY, recipe["out_channels"], *grid), "probabilities")
     signature = ModelSignature(inputs=Schema([image]), outputs=Schema([probabilities]))
     model = Model(artifact_path=artifact_path, run_id=run_id, signature=signature)

@@ -100,6 +100,47 @@ def test_model_says_what_it_takes_and_gives(run):
         model.predict(np.zeros((1, 3, 8, 8, 8), np.float32))
 
 
+IMAGES = {  # as configs/unet_images.json
+    "channels": ["red", "green", "blue"],
+    "in_channels": 3,
+    "scan_to_grid": {"_target_": "medseg.preprocessing.ImageToGrid", "intensity": "@intensity"},
+    "intensity": {"_target_": "medseg.preprocessing.ZScore"},
+}
+SLICES = {"channels": ["ct"], "in_channels": 3, "neighbors": 1}  # as configs/slices_2d.json, with neighbors
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"), [(IMAGES, (3, 17, 13)), (SLICES, (1, 17, 13, 5))], ids=["images", "slices"]
+)
+def test_model_of_a_2d_recipe_takes_what_its_signature_says(project, changes, taken):
+    from medseg.networks import UNet
+
+    windows = {"_target_": "medseg.inference.SlidingWindow", "patch_size": "@patch_size"}
+    inferer = {"_target_": "medseg.inference.SliceBySlice", "inferer": windows, "neighbors": "@neighbors"}
+    flat = {"spatial_dims": 2, "patch_size": [8, 8], "neighbors": 0, "inferer": inferer}
+    run = start_run(runs_dir=project / "runs", experiment="flat")
+    torch.manual_seed(0)
+    network = UNet(2, 3, 2, widths=(4, 8)).eval()
+    recipe = RECIPE | flat | changes
+    if changes is IMAGES:
+        del recipe["spacing_mm"]  # images have no mm
+    bundle = write_bundle(
+        run.folder / "bundle", recipe=recipe, metadata={"name": "flat"}, state_dict=network.state_dict()
+    )
+    run.log_model(bundle)
+    run.finish("FINISHED")
+    model = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/bundle")
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, taken[0], *(-1 for _ in taken[1:]))
+    image = np.random.default_rng(0).normal(size=(2, *taken)).astype(np.float32)
+    found = model.predict(image)
+    assert found.shape == (2, 2, *taken[1:])
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+    if len(taken) == 3:  # a window as large as the image sees all of it at once
+        whole = open_bundle(bundle).build("inferer").inferer
+        with torch.inference_mode():
+            np.testing.assert_allclose(found, whole(torch.from_numpy(image), network).softmax(1).numpy(), atol=1e-5)
+
+
 def test_recorded_model_is_the_bundle_itself_and_holds_no_pickle(run):
     names = {path.relative_to(artifacts(run) / "bundle").as_posix() for path in (artifacts(run) / "bundle").rglob("*")}
     files = {name for name in names if "." in name or name == "MLmodel"}
