@@ -1,9 +1,15 @@
 """What this process uses; the one module with calls that only some systems have."""
 
+import os
 import sys
 from pathlib import Path
 
 import psutil
+
+from medseg.errors import ConfigError
+
+SCAN_LIMIT = "MEDSEG_MAX_SCAN_MB"  # environment variable
+LEAST_SCAN_LIMIT_MB = 256  # a machine that has less left says so by itself
 
 
 def peak_memory_mb() -> int:
@@ -21,6 +27,20 @@ def available_mb() -> int:
     free = round(psutil.virtual_memory().available / 2**20)
     limits = [left for left in (_left_in_container(folder) for folder in _container_folders()) if left is not None]
     return min([free, *limits])
+
+
+def scan_limit_mb() -> int:
+    """Memory that the voxels of one file may take, in MB: MEDSEG_MAX_SCAN_MB, else half of what is available (256 at least).
+
+    Raises:
+        ConfigError: if MEDSEG_MAX_SCAN_MB is no positive whole number.
+    """
+    given = os.environ.get(SCAN_LIMIT, "")
+    if not given:
+        return max(available_mb() // 2, LEAST_SCAN_LIMIT_MB)
+    if not given.isdecimal() or int(given) == 0:
+        raise ConfigError(f"{SCAN_LIMIT}: {given!r} is no number of MB; set a whole number such as 8000, or unset it")
+    return int(given)
 
 
 def _container_folders() -> tuple[Path, ...]:

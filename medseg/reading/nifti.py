@@ -1,9 +1,8 @@
-"""NIfTI-1 and NIfTI-2 in one file (`.nii`, `.nii.gz`), read to the gzip trailer so that its checksum counts."""
+"""Headers of NIfTI-1 and NIfTI-2, in one file (`.nii`, `.nii.gz`) or as a pair (`.hdr` and `.img`), and of Analyze 7.5.
 
-import gzip
-import zlib
-from dataclasses import dataclass
-from io import BufferedIOBase
+Voxels are read by `medseg.reading.stored`, to the gzip trailer so that its checksum counts.
+"""
+
 from pathlib import Path
 
 import nibabel as nib
@@ -12,105 +11,135 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
-from medseg.geometry import spacing_mm
-from medseg.reading.scan import Scan, checked_affine, compact_voxels, damaged
+from medseg.geometry import orientation_code, spacing_mm
+from medseg.reading.analyze import analyze_grid
+from medseg.reading.grid import checked_affine, grid_warnings
+from medseg.reading.scan import damaged
+from medseg.reading.stored import Stored
+from medseg.reading.stream import STREAM_ERRORS, Compression, byte_stream
 
 HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by their size in bytes, the first number in the file
+ANALYZE_BYTES = 348
 EXTENSION_FLAG_BYTES = 4
-MAGIC = (b"n+1", b"n+2")
-MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # 0: not said, by common use mm
+ONE_FILE_MAGIC = (b"n+1", b"n+2")
+PAIR_MAGIC = (b"ni1", b"ni2")
+HEADER_SUFFIXES, VOXEL_SUFFIXES = (".hdr", ".hdr.gz"), (".img", ".img.gz")
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # 0: not said, by common use mm; the spacing must be plausible
 UNIT_NAMES = {1: "meters", 3: "micrometers"}
-MOST_GZIP_SHRINKS = 1032  # deflate cannot do better; a header that promises more lies
-MOST_BYTES_AFTER = 1 << 20
-PIECE_BYTES = 1 << 22
 SPACING_TOLERANCE = 0.01
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a NIfTI header says of the voxels that follow."""
+def stored_nifti(path: Path) -> Stored:
+    """The voxels that a NIfTI or Analyze file declares, judged by the header alone.
 
-    shape: tuple[int, ...]
-    affine: NDArray[np.float64]
-    voxel_type: np.dtype[np.generic]
-    offset: int
-    slope: float
-    intercept: float
-    warnings: tuple[str, ...]
-
-
-def read_nifti(path: Path) -> Scan:
-    """Scan in a NIfTI file; its voxels keep all axes of the file (at least three).
+    Args:
+        path: of the one file, or of either file of a pair.
 
     Raises:
-        DataError: if the file is damaged or cut short, or holds no scan with a sound grid; see `medseg.reading`.
+        DataError: if the header is missing or damaged, or declares no sound grid; see docs/reading.md.
     """
+    header_file, voxel_file = paired_files(path)
     try:
-        with _open(path) as stream:
-            header, already = _read_header(stream, path.name)
-            voxels, warnings = _read_voxels(stream, header, already, path)
-    except (OSError, EOFError, zlib.error) as error:
+        with byte_stream(header_file, compression=_compression(header_file)) as stream:
+            block = stream.read(max(HEADERS))
+    except STREAM_ERRORS as error:
         raise damaged(path, error) from error
-    voxels = compact_voxels(voxels, path.name, slope=header.slope, intercept=header.intercept)
-    return Scan(voxels, header.affine, header.warnings + warnings)
-
-
-def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape and affine from the header alone."""
+    if not voxel_file.is_file():
+        raise DataError(f"{path.name}: its voxel file {voxel_file.name} is missing; put it beside the header")
     try:
-        with _open(path) as stream:
-            header, _ = _read_header(stream, path.name)
-    except (OSError, EOFError, zlib.error) as error:
-        raise damaged(path, error) from error
-    return header.shape, header.affine
+        return _interpret(block, path, voxel_file, is_pair=header_file != voxel_file)
+    except DataError:
+        raise
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise DataError(f"{path.name}: bad NIfTI header ({error}); export the scan again") from error
 
 
-def _open(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+def paired_files(path: Path) -> tuple[Path, Path]:
+    """Header and voxel file of a scan: twice the path itself unless it is one of a pair."""
+    lower = path.name.lower()
+    for own, others in ((HEADER_SUFFIXES, VOXEL_SUFFIXES), (VOXEL_SUFFIXES, HEADER_SUFFIXES)):
+        suffix = next((suffix for suffix in own if lower.endswith(suffix)), "")
+        if suffix:
+            upper = path.name[-len(suffix) :].isupper()
+            stem = path.name[: -len(suffix)]
+            twins = [path.with_name(stem + (other.upper() if upper else other)) for other in others]
+            twin = next((twin for twin in twins if twin.is_file()), twins[0])
+            return (path, twin) if own is HEADER_SUFFIXES else (twin, path)
+    return path, path
 
 
-def _read_header(stream: BufferedIOBase, name: str) -> tuple[_Header, int]:
-    """The header and how many bytes of the stream it took."""
-    block = stream.read(348)
+def _compression(path: Path) -> Compression:
+    return "gzip" if path.name.lower().endswith(".gz") else ""
+
+
+def _interpret(block: bytes, path: Path, voxel_file: Path, *, is_pair: bool) -> Stored:
+    name = path.name
     size = next((size for size in HEADERS for order in "<>" if block[:4] == np.array(size, order + "i4").tobytes()), 0)
-    block += stream.read(max(size, 348) - 348)
     if not size or len(block) < size:
         raise DataError(f"{name}: not a NIfTI file, or cut short in its header; copy or export it again")
-    header = HEADERS[size](block, check=False)
-    if header["magic"].item()[:3] not in MAGIC:
+    header = HEADERS[size](block[:size], check=False)
+    magic = header["magic"].item()[:3]
+    if is_pair and size == ANALYZE_BYTES and magic not in ONE_FILE_MAGIC + PAIR_MAGIC:
+        return _interpret_analyze(nib.Spm99AnalyzeHeader(block[:size], check=False), path, voxel_file)
+    if magic not in (PAIR_MAGIC if is_pair else ONE_FILE_MAGIC):
         raise DataError(f"{name}: header and voxels are in two files or it is no NIfTI; convert it to one .nii.gz")
-    try:
-        return _interpret(header, name), size
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name}: bad NIfTI header ({error}); export the scan again") from error
-
-
-def _interpret(header: nib.Nifti1Header, name: str) -> _Header:
-    shape = tuple(int(length) for length in header.get_data_shape())
-    if min(shape, default=0) < 1:
-        raise DataError(f"{name}: the header declares a grid of {shape} voxels; export the scan again")
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
+    shape = _shape(header, name)
     offset = int(header["vox_offset"])
-    smallest = header.sizeof_hdr + EXTENSION_FLAG_BYTES
-    if offset < smallest:
+    if offset < (0 if is_pair else size + EXTENSION_FLAG_BYTES):
         raise DataError(f"{name}: voxels start at byte {offset}, inside the header; export the scan again")
     slope, intercept = header.get_slope_inter()
     affine, warnings = _affine(header, name)
-    return _Header(
+    return Stored(
+        path,
         shape,
         affine,
         _voxel_type(header, name),
-        offset,
-        1.0 if slope is None else float(slope),
-        0.0 if intercept is None else float(intercept),
-        warnings,
+        voxel_file,
+        compression=_compression(voxel_file),
+        offset=offset,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        warnings=warnings + _grid_warnings(shape, affine, name),
     )
 
 
-def _voxel_type(header: nib.Nifti1Header, name: str) -> np.dtype[np.generic]:
+def _interpret_analyze(header: nib.Spm99AnalyzeHeader, path: Path, voxel_file: Path) -> Stored:
+    name = path.name
+    shape = _shape(header, name)
+    affine, warning = analyze_grid(header, path)
+    offset = int(header["vox_offset"])
+    if offset < 0:
+        raise DataError(f"{name}: voxels start at byte {offset}, before the file; export the scan again")
+    slope, _ = header.get_slope_inter()
+    return Stored(
+        path,
+        shape,
+        affine,
+        _voxel_type(header, name),
+        voxel_file,
+        compression=_compression(voxel_file),
+        offset=offset,
+        slope=1.0 if slope is None else float(slope),
+        warnings=(warning, *_grid_warnings(shape, affine, name)),
+    )
+
+
+def _shape(header: nib.Nifti1Header | nib.Spm99AnalyzeHeader, name: str) -> tuple[int, ...]:
+    """Voxels along each axis, without trailing axes of one volume."""
+    shape = tuple(int(length) for length in header.get_data_shape())
+    if not 0 < int(header["dim"][0]) < 8 or min(shape, default=0) < 1:
+        raise DataError(f"{name}: the header declares a grid of {shape} voxels; export the scan again")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _grid_warnings(shape: tuple[int, ...], affine: NDArray[np.float64], name: str) -> tuple[str, ...]:
+    """Of 3D; what is flat is refused by the caller, who says what is wanted instead."""
+    return grid_warnings(shape, affine, name) if len(shape) >= 3 else ()
+
+
+def _voxel_type(header: nib.Nifti1Header | nib.Spm99AnalyzeHeader, name: str) -> np.dtype[np.generic]:
     try:
         return header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
@@ -132,8 +161,16 @@ def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], t
             "(sform); correct the wrong one"
         )
     warnings = []
-    if min(codes) > 0 and not np.allclose(header.get_qform(), affine, rtol=0, atol=SPACING_TOLERANCE * max(stored)):
-        warnings.append("sform and qform place the scan differently; the sform was used")
+    if min(codes) > 0:
+        quaternion = checked_affine(header.get_qform(), name)
+        by_sform, by_qform = orientation_code(affine), orientation_code(quaternion)
+        if by_sform != by_qform:
+            raise DataError(
+                f"{name}: two orientations in one header, {by_sform} (sform) and {by_qform} (qform); correct the wrong "
+                "one"
+            )
+        if not np.allclose(quaternion, affine, rtol=0, atol=SPACING_TOLERANCE * max(stored)):
+            warnings.append("sform and qform place the scan differently; the sform was used")
     unit = int(header["xyzt_units"]) & 7
     if unit not in MM_PER_UNIT:
         raise DataError(f"{name}: unknown unit of length {unit} in the header; export the scan again in mm")
@@ -141,40 +178,6 @@ def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], t
         warnings.append(f"lengths are stored in {UNIT_NAMES[unit]}; converted to mm")
     affine[:3] *= MM_PER_UNIT[unit]
     return affine, tuple(warnings)
-
-
-def _read_voxels(
-    stream: BufferedIOBase, header: _Header, already: int, path: Path
-) -> tuple[NDArray[np.generic], tuple[str, ...]]:
-    """Voxels `header.shape` in native byte order, the stream read to its end."""
-    count = int(np.prod(header.shape, dtype=object))
-    expected = header.offset + count * header.voxel_type.itemsize
-    on_disk = path.stat().st_size
-    if expected > on_disk * (MOST_GZIP_SHRINKS if path.suffix.lower() == ".gz" else 1):
-        raise DataError(
-            f"{path.name}: cut short: {on_disk} bytes cannot hold the {header.shape} voxels that the header declares; "
-            "copy or export it again"
-        )
-    stream.read(header.offset - already)
-    voxels = np.empty(count, dtype=header.voxel_type)
-    received = _fill(voxels.view(np.uint8).data, stream)
-    if received < voxels.nbytes:
-        raise DataError(f"{path.name}: cut short: {received} of {voxels.nbytes} voxel bytes; copy or export it again")
-    after = len(stream.read(MOST_BYTES_AFTER + 1))  # also takes the gzip stream to its trailer
-    if after > MOST_BYTES_AFTER:
-        raise DataError(f"{path.name}: more voxels than the header's {header.shape}; export the scan again")
-    if not voxels.dtype.isnative:
-        voxels = voxels.byteswap(inplace=True).view(voxels.dtype.newbyteorder("="))
-    warnings = (f"{after} bytes after the voxels were ignored",) if after else ()
-    return voxels.reshape(header.shape, order="F"), warnings
-
-
-def _fill(target: memoryview, stream: BufferedIOBase) -> int:
-    """How many bytes the stream had for `target`; by pieces, since gzip holds each piece twice."""
-    received = 0
-    while received < len(target) and (step := stream.readinto(target[received : received + PIECE_BYTES])):
-        received += step
-    return received
 
 
 def _lengths(spacing: tuple[float, ...]) -> str:

@@ -10,8 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
+from medseg.reading.grid import checked_affine
+
+__all__ = [
+    "Header",
+    "Scan",
+    "ScanSource",
+    "Unit",
+    "checked_affine",
+    "compact_voxels",
+    "damaged",
+    "not_real_numbers",
+    "sha256_of_all",
+]
 
 INT16 = np.iinfo(np.int16)
+MOST_EXACT_FLOAT32 = 2**24
 Unit = Literal["mm", "px"]
 
 
@@ -79,24 +93,23 @@ def sha256_of_all(digests: Sequence[str]) -> str:
 
 
 def damaged(path: Path, error: Exception) -> DataError:
-    """The refusal of a file that its format's library cannot read; says why, without the folder's name."""
-    reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[-1]
+    """The refusal of a file that cannot be read; says why, without the folder's name.
+
+    What the system refuses (a share that is gone, permissions) is told from what is wrong with the file itself.
+    """
+    refused_by_system = getattr(error, "strerror", None)
+    if refused_by_system:
+        return DataError(f"{path.name}: cannot be read ({refused_by_system}); check its disk, share and permissions")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
     reason = reason.replace(str(path), path.name).strip().removeprefix("Reason: ").rstrip(".")
     return DataError(f"{path.name}: damaged or cut short ({reason}); copy or export it again")
 
 
-def checked_affine(affine: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-    """`affine` itself, refused if it is no grid in space.
-
-    Raises:
-        DataError: if an entry is not finite, or the voxels have no volume.
-    """
-    if not np.isfinite(affine).all():
-        raise DataError(f"{name}: the affine has NaN or infinite entries; export the scan again")
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
-        raise DataError(f"{name}: the affine is singular, so voxels have no volume; export the scan again")
-    return affine
+def not_real_numbers(voxel_type: np.dtype[np.generic], name: str) -> DataError:
+    """The refusal of voxels that are colors, complex numbers or the like."""
+    kind = "complex numbers" if voxel_type.kind == "c" else f"of type {voxel_type}"
+    kind = "colors (RGB)" if voxel_type.names else kind
+    return DataError(f"{name}: voxels are {kind}, not one real number each; export a plain scan")
 
 
 def compact_voxels(
@@ -111,23 +124,26 @@ def compact_voxels(
         intercept: the header's rescale intercept.
 
     Raises:
-        DataError: if voxels are no single real number each, or NaN or infinite.
+        DataError: if voxels are no single real number each, NaN, infinite, or beyond what float32 keeps.
     """
     if stored.dtype.kind not in "iuf":
-        raise DataError(f"{name}: voxels are {_kind(stored.dtype)}, not one real number each; export a plain scan")
+        raise not_real_numbers(stored.dtype, name)
     scaled = (slope, intercept) != (1.0, 0.0)
     if stored.dtype in (np.int16, np.uint8) and not scaled:
         return stored
     low, high = (float(end) for end in (stored.min(), stored.max()))
     if not np.isfinite([low, high]).all():
-        bad = stored.size - np.count_nonzero(np.isfinite(stored))
+        bad = sum(part.size - np.count_nonzero(np.isfinite(part)) for part in stored.T)  # by parts: little memory
         raise DataError(f"{name}: {bad} of {stored.size} voxels are NaN or infinite; repair or export the scan again")
     ends = (low * slope + intercept, high * slope + intercept)
-    whole = stored.dtype.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer()
+    integers = stored.dtype.kind in "iu"
+    whole = integers and float(slope).is_integer() and float(intercept).is_integer()
     if whole and min(ends) >= INT16.min and max(ends) <= INT16.max:
-        if not scaled:
-            return stored.astype(np.int16)
-        return (stored.astype(np.int32) * int(slope) + int(intercept)).astype(np.int16)
+        return _rescaled_in_int16(stored, int(slope), int(intercept))
+    if integers and max(-low, high) > MOST_EXACT_FLOAT32:
+        raise DataError(
+            f"{name}: whole numbers up to {max(-low, high):.0f}, more than float32 keeps exactly; export plain values"
+        )
     if not np.abs(ends).max() <= np.finfo(np.float32).max:
         raise DataError(f"{name}: voxels up to {max(ends):.3g} overflow; repair or export the scan again")
     voxels = stored.astype(np.float32, copy=False)
@@ -137,7 +153,11 @@ def compact_voxels(
     return voxels
 
 
-def _kind(voxel_type: np.dtype[np.generic]) -> str:
-    if voxel_type.names:
-        return "colors (RGB)"
-    return "complex numbers" if voxel_type.kind == "c" else f"of type {voxel_type}"
+def _rescaled_in_int16(stored: NDArray[np.generic], slope: int, intercept: int) -> NDArray[np.int16]:
+    """Without wider numbers on the way: int16 counts modulo 2^16, so a result that fits is right."""
+    voxels = stored.astype(np.int16, copy=False)
+    if slope != 1:
+        voxels *= np.array(slope & 0xFFFF, dtype=np.uint16).astype(np.int16)
+    if intercept != 0:
+        voxels += np.array(intercept & 0xFFFF, dtype=np.uint16).astype(np.int16)
+    return voxels

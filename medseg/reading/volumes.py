@@ -1,4 +1,7 @@
-"""The one trusted reader: a file, several files or a 4D file to scans, a 2D image to one slice, whatever the format."""
+"""The one trusted reader: a file, several files or a 4D file to scans, a 2D image to one slice, whatever the format.
+
+What is accepted, accepted with a warning and refused is one table, in docs/reading.md.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,15 +21,20 @@ from medseg.reading.images import (
     read_mask_pixels,
 )
 from medseg.reading.masks import MaskCode
-from medseg.reading.nifti import read_nifti, read_nifti_grid
-from medseg.reading.scan import Header, Scan, ScanSource
+from medseg.reading.nifti import HEADER_SUFFIXES, VOXEL_SUFFIXES, paired_files, stored_nifti
+from medseg.reading.scan import Header, Scan, ScanSource, damaged
+from medseg.reading.stored import Stored, read_stored
+from medseg.reading.stream import file_sha256
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
-ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
-SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
+NIFTI_SUFFIXES = (".nii.gz", ".nii", *HEADER_SUFFIXES)
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES  # of a pair the header, so that a folder lists it once
+KNOWN_SUFFIXES = SUFFIXES + VOXEL_SUFFIXES + IMAGE_SUFFIXES
 LABEL_TYPES = (np.uint8, np.int16, np.int32)
 
 ZIP_SUFFIX = ".zip"
+DETACHED_SUFFIXES = (".nhdr", ".mhd")
+PIXEL_BYTES = 4  # of an image once decoded, at most
 
 PathLike = str | Path
 SourceLike = PathLike | ScanSource
@@ -35,7 +43,7 @@ SourceLike = PathLike | ScanSource
 def scan_stem(path: PathLike) -> str:
     """File name without its scan or image suffix: "liver_04.nii.gz" gives "liver_04"; other names stay as they are."""
     name = Path(path).name
-    suffix = next((suffix for suffix in SUFFIXES + IMAGE_SUFFIXES if name.lower().endswith(suffix)), "")
+    suffix = next((suffix for suffix in KNOWN_SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 
@@ -51,15 +59,11 @@ def read_scan(path: PathLike) -> Scan:
     """
     if _holds_dicom(Path(path)):
         return _read_series(_only_series(Path(path)))
-    scan = _read(path)
-    if scan.unit == "px" and scan.voxels.ndim == 4:
-        scan = one_gray_channel(scan, Path(path).name)
-    if scan.voxels.ndim != 3:
-        raise DataError(
-            f"{Path(path).name}: {scan.voxels.ndim}D, shape {scan.voxels.shape}, where one 3D scan is wanted; "
-            "export one volume a file, or name its channels in the recipe"
-        )
-    return scan
+    path = _existing(path)
+    if is_image(path):
+        scan = _read_image(path)
+        return one_gray_channel(scan, path.name) if scan.voxels.ndim == 4 else scan
+    return read_stored(_one_volume(_stored(path)))
 
 
 def read_source(source: ScanSource) -> Scan:
@@ -74,7 +78,7 @@ def read_source(source: ScanSource) -> Scan:
 def source_files(source: ScanSource) -> tuple[Path, ...]:
     """The files on disk that a source is made of; of a series in a zip the zip, of a header and its voxels both."""
     if not source.is_dicom:
-        return (source.path, *_voxel_files(source.path))
+        return tuple(dict.fromkeys((*paired_files(source.path), *_voxel_files(source.path))))
     if source.path.is_file():
         return (source.path,)
     return tuple(source.path / file for file in source.files)  # an absolute path stays itself
@@ -93,8 +97,11 @@ def read_header(source: SourceLike) -> Header:
         from medseg.reading.dicom import read_series_header
 
         return read_series_header(source)
-    shape, affine = read_grid(source.path)
-    return Header(shape, affine, "", int(np.prod(shape, dtype=object)) * 4)
+    path = _existing(source.path)
+    if is_image(path):
+        shape, affine = read_image_grid(path)
+        return Header(shape, affine, "uint8", int(np.prod(shape, dtype=object)) * PIXEL_BYTES)
+    return _stored(path).header
 
 
 def read_channels(image: SourceLike | Sequence[SourceLike], channels: Sequence[str]) -> tuple[Scan, ...]:
@@ -118,9 +125,16 @@ def read_channels(image: SourceLike | Sequence[SourceLike], channels: Sequence[s
         return (read_source(sources[0]),)
     if sources[0].is_dicom or _holds_dicom(path):
         _check_count(1, channels, path.name)
-    scan = _read(path)
-    volumes = scan.voxels.shape[3] if scan.voxels.ndim == 4 else 1
-    _check_count(volumes, channels, path.name)
+    path = _existing(path)
+    if is_image(path):
+        scan = _read_image(path)
+        volumes = scan.voxels.shape[3] if scan.voxels.ndim == 4 else 1
+        _check_count(volumes, channels, path.name)
+    else:
+        stored = _stored(path)
+        volumes = stored.shape[3] if len(stored.shape) == 4 else 1
+        _check_count(volumes, channels, path.name)
+        scan = read_stored(stored)
     split = [replace(scan, voxels=scan.voxels[..., channel], warnings=()) for channel in range(volumes)]
     return (replace(split[0], warnings=scan.warnings), *split[1:])
 
@@ -173,41 +187,46 @@ def read_grid(path: PathLike) -> tuple[tuple[int, ...], NDArray[np.float64]]:
         DataError: if the header is missing, damaged, or holds no sound grid.
     """
     path = _existing(path)
-    if _is_nifti(path):
-        return read_nifti_grid(path)
     if is_image(path):
         return read_image_grid(path)
-    from medseg.reading.itk import read_itk_grid  # see _read
+    stored = _stored(path)
+    return stored.shape, stored.affine
 
-    return read_itk_grid(path)
+
+def _stored(path: Path) -> Stored:
+    """What the header of a scan file says."""
+    if path.name.lower().endswith(NIFTI_SUFFIXES + VOXEL_SUFFIXES):
+        return stored_nifti(path)
+    from medseg.reading.itk import stored_itk  # SimpleITK takes a third of a second to import; most scans are NIfTI
+
+    return stored_itk(path)
 
 
-def _read(path: PathLike) -> Scan:
-    """All volumes of a file, `(X, Y, Z)` or with more axes."""
-    path = _existing(path)
-    if _is_nifti(path):
-        return read_nifti(path)
-    if is_image(path):
-        return read_image(path)
-    from medseg.reading.itk import read_itk  # SimpleITK takes a third of a second to import; most scans are NIfTI
+def _one_volume(stored: Stored) -> Stored:
+    """`stored` itself, refused if it is not 3D, before any voxel is read."""
+    if len(stored.shape) != 3:
+        raise DataError(
+            f"{stored.path.name}: {len(stored.shape)}D, shape {stored.shape}, where one 3D scan is wanted; "
+            "export one volume a file, or name its channels in the recipe"
+        )
+    return stored
 
-    return read_itk(path)
+
+def _read_image(path: Path) -> Scan:
+    return replace(read_image(path), sha256=file_sha256(path))
 
 
 def _holds_dicom(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() == ZIP_SUFFIX
+    """Whether to look for DICOM there; a folder under the name of a scan file is a mistake."""
+    lower = path.name.lower()
+    return lower.endswith(ZIP_SUFFIX) or (path.is_dir() and not lower.endswith(KNOWN_SUFFIXES))
 
 
 def _only_series(folder: Path) -> ScanSource:
     """The one DICOM series of a folder or zip."""
-    from medseg.reading.dicom import find_series  # pydicom takes its time to import; most scans are NIfTI
+    from medseg.reading.dicom import only_series  # pydicom takes its time to import; most scans are NIfTI
 
-    found = find_series(folder)
-    if len(found) != 1:
-        raise DataError(
-            f"{folder.name}: {len(found)} DICOM series where one scan is wanted; list them with `medseg inspect`"
-        )
-    return found[0].source
+    return only_series(folder)
 
 
 def _read_series(source: ScanSource) -> Scan:
@@ -217,29 +236,33 @@ def _read_series(source: ScanSource) -> Scan:
 
 
 def _voxel_files(path: Path) -> tuple[Path, ...]:
-    """Files beside a header that hold its voxels."""
-    return ()
+    """Files beside a header of NRRD or MetaImage that hold its voxels."""
+    if not path.name.lower().endswith(DETACHED_SUFFIXES):
+        return ()
+    return (_stored(path).voxel_file,)
 
 
 def _read_mask(path: Path, masks: MaskCode | None) -> Scan:
     if masks is None:
         raise DataError(f"{path.name}: what the values of a mask mean is not said; start from configs/unet_images.json")
-    return Scan(masks(read_mask_pixels(path, colors=masks.by_color), path.name), np.eye(4), unit="px")
+    label = masks(read_mask_pixels(path, colors=masks.by_color), path.name)
+    return Scan(label, np.eye(4), unit="px", sha256=file_sha256(path))
 
 
 def _existing(path: PathLike) -> Path:
     path = Path(path)
-    if not path.name.lower().endswith(SUFFIXES + IMAGE_SUFFIXES):
+    if not path.name.lower().endswith(KNOWN_SUFFIXES):
         raise DataError(
             f"{path.name}: not a scan file medseg reads ({', '.join(SUFFIXES + IMAGE_SUFFIXES)}); convert it first"
         )
-    if not path.is_file():
-        raise DataError(f"{path.name}: no such file; check the path")
+    try:
+        if path.is_dir():
+            raise DataError(f"{path.name}: a folder under the name of a scan file; give the file in it")
+        if not path.is_file():
+            raise DataError(f"{path.name}: no such file; check the path")
+    except OSError as error:  # a share that is gone
+        raise damaged(path, error) from error
     return path
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def _check_count(volumes: int, channels: Sequence[str], name: str) -> None:

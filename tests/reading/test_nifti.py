@@ -275,9 +275,10 @@ def test_unsound_header_is_refused(tmp_path, fault, reader):
 
 @pytest.mark.parametrize(("unit", "name", "factor"), [(1, "meters", 1000.0), (3, "micrometers", 0.001)])
 def test_other_units_are_converted_with_a_warning(tmp_path, unit, name, factor):
-    path = patch(save(tmp_path / "scan.nii"), (UNITS, "B", unit))
+    stored = np.diag([1 / factor, 1 / factor, 1 / factor, 1]) @ AFFINE
+    path = patch(save(tmp_path / "scan.nii", affine=stored), (UNITS, "B", unit))
     scan = read_scan(path)
-    assert np.allclose(scan.affine, np.diag([factor, factor, factor, 1]) @ AFFINE)
+    assert np.allclose(scan.affine, AFFINE)
     assert scan.warnings == (f"lengths are stored in {name}; converted to mm",)
     assert np.array_equal(read_grid(path)[1], scan.affine)
 

@@ -14,8 +14,7 @@ ODD_REFUSED = {
     "nifti/ct_perfusion.nii.gz": "colors",
     "nifti/example4d.nii.gz": "4D, shape",
     "nifti/functional.nii": "4D, shape",
-    "nifti/ras.img": "not a scan file",
-    "nifti/nifti1.hdr": "not a scan file",
+    "nifti/nifti1.hdr": "its voxel file nifti1.img is missing",
     "nrrd/test_simple4d_raw.nrrd": "no 'space origin'",
     "dicom/CT_small.dcm": "not a scan file",
 }
@@ -23,6 +22,8 @@ ODD_READ = {
     "nifti/anatomical.nii": "LAS",
     "nifti/anatomical_label.nii.gz": "LAS",
     "nifti/low_res.nii.gz": "RAS",
+    "nifti/ras.hdr": "RAS",
+    "nifti/ras.img": "RAS",
     "nifti/reoriented_anat_moved.nii": "RAS",
     "nifti/reoriented_anat_moved_label.nii.gz": "RAS",
     "nifti/shear.nii.gz": "RAS",
