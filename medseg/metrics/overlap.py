@@ -84,6 +84,60 @@ def count_cases(rows: Sequence[Mapping[str, Mapping[str, float]]], region: str) 
     return len(_having(rows, region))
 
 
+def voxel_scores(tp: int, fp: int, fn: int) -> dict[str, float | None]:
+    """`dice`, `iou`, `precision` and `recall` of a region from its voxel counts; None where nothing is divided by.
+
+    Reference:
+        Dice, 1945; Jaccard, 1912. Their relation to each other: Taha and Hanbury, "Metrics for evaluating 3D medical
+        image segmentation", BMC Medical Imaging 2015.
+    """
+    return {
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
+        "iou": _ratio(tp, tp + fp + fn),
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+    }
+
+
+def class_scores(matrix: NDArray[np.int64]) -> dict[str, float | None]:
+    """Pixel accuracy and the means over classes, from one confusion matrix or the sum of many.
+
+    The mean pixel accuracy has two forms, and papers give either without saying which. The recall form, the mean of
+    TP / (TP + FN) over the classes in the reference, is that of the formula in the FCN paper; the precision form, of
+    TP / (TP + FP) over the classes in the prediction, is what some describe in words.
+
+    Args:
+        matrix: voxels by reference class (row) and predicted class, as `confusion` gives it.
+
+    Returns:
+        `pixel_accuracy`, `mean_pixel_accuracy_recall`, `mean_pixel_accuracy_precision`, `mean_iou` (over classes in
+        either) and `frequency_weighted_iou`; None without any voxel.
+
+    Reference:
+        Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
+    """
+    right = np.diag(matrix).astype(np.float64)
+    of_reference, of_pred = matrix.sum(axis=1), matrix.sum(axis=0)
+    either = of_reference + of_pred - right
+    total = float(matrix.sum())
+    return {
+        "pixel_accuracy": _ratio(right.sum(), total),
+        "mean_pixel_accuracy_recall": _mean_ratio(right, of_reference),
+        "mean_pixel_accuracy_precision": _mean_ratio(right, of_pred),
+        "mean_iou": _mean_ratio(right, either),
+        "frequency_weighted_iou": _ratio((of_reference * right / np.maximum(either, 1)).sum(), total),
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def _mean_ratio(parts: NDArray[np.float64], wholes: NDArray[Any]) -> float | None:
+    there = wholes > 0
+    return float((parts[there] / wholes[there]).mean()) if there.any() else None
+
+
 def _having(rows: Sequence[Mapping[str, Mapping[str, float]]], region: str) -> list[Mapping[str, Mapping[str, float]]]:
     """The cases whose reference has the region; none in which it was not annotated."""
     return [row for row in rows if region in row and row[region]["reference_ml"] > 0]
