@@ -1,8 +1,8 @@
 """Files that are whole or absent: written aside, checked, then renamed onto their name."""
 
-import gzip
 import os
-import zlib
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +10,20 @@ from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, igzip_lib
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
 from medseg.errors import DataError
 
 SCANNER_SPACE = 1  # NIfTI code of sform and qform: scanner-based anatomical millimeters
 SHEAR_TOLERANCE = 1e-4
+FAST = 1  # isal's level: nine times as fast as zlib's level 6 on labels, and about as small
+PIECE_BYTES = 1 << 20
+RENAME_TRIES, RENAME_WAIT_S = 20, 0.25  # five seconds for a viewer to let go of the file
+MB = 1 << 20
+# of what was written and does not read back (isal's stubs take the class for an instance)
+READ_BACK_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, igzip_lib.IsalError)  # type: ignore[assignment]
 
 
 @contextmanager
@@ -23,7 +31,8 @@ def aside(path: str | Path) -> Iterator[Path]:
     """Temporary path beside `path` to write to; renamed onto `path` when the block ends well, else removed.
 
     The temporary name ends like `path`'s, so that writers which look at the suffix behave; it starts with a dot, so
-    that readers of the folder skip it. Missing folders are made.
+    that readers of the folder skip it. Missing folders are made. Where a viewer holds `path` (Windows), the rename is
+    tried for some seconds.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +41,24 @@ def aside(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:  # Windows syncs only files open for writing
             os.fsync(file.fileno())
-        temporary.replace(target)
+        _rename(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_mb(folder: str | Path) -> int:
+    """Free disk space where `folder` is or will be made, in MB.
+
+    Raises:
+        DataError: if no such disk can be asked.
+    """
+    place = Path(folder).absolute()
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        return shutil.disk_usage(place).free // MB
+    except OSError as error:
+        raise DataError(f"{Path(folder).name}: its disk cannot be asked ({error.strerror}); check the path") from error
 
 
 def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path) -> None:
@@ -42,7 +66,7 @@ def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path
 
     The header is fresh: nothing but shape, voxel type and geometry goes into the file. sform and qform say scanner
     space in mm; a sheared affine, which a quaternion cannot hold, goes into the sform alone. Equal input gives equal
-    bytes.
+    bytes (with one version of isal).
 
     Args:
         voxels: `(X, Y, Z)` or `(X, Y, Z, C)`, of a type that NIfTI has.
@@ -53,22 +77,21 @@ def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path
         DataError: if the file cannot be written or does not read back as it was.
     """
     target = Path(path)
-    voxels = np.asfortranarray(voxels)  # the order on disk: one copy here makes saving and comparing 4x as fast
-    image = nib.Nifti1Image(voxels, None)
-    grid = np.asarray(affine, dtype=np.float64)
-    image.set_sform(grid, code=SCANNER_SPACE)
-    image.set_qform(grid, code=0 if _is_sheared(grid) else SCANNER_SPACE)
-    image.header.set_xyzt_units(xyz="mm")
+    try:
+        header = _header(voxels, np.asarray(affine, dtype=np.float64))
+    except HeaderDataError as error:
+        raise DataError(f"{target.name}: NIfTI cannot hold it ({error}); write whole numbers or float32") from error
+    content = (header, _bytes_on_disk(voxels))
+    compressed = target.name.lower().endswith(".gz")
     try:
         with aside(target) as temporary:
-            nib.save(image, temporary)
-            if not _reads_back(temporary, voxels, grid):
+            _write(content, temporary, compressed=compressed)
+            if not _reads_back(content, temporary, compressed=compressed):
                 raise DataError(
                     f"{target.name}: reads back differently than written; check the disk, then run it again"
                 )
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{target.name}: cannot be written ({reason}); free space or choose another folder") from error
+    except READ_BACK_ERRORS as error:
+        raise _cannot_be_written(target, error) from error
 
 
 def write_mask_png(label: NDArray[np.uint8], path: str | Path) -> None:
@@ -94,24 +117,69 @@ def write_mask_png(label: NDArray[np.uint8], path: str | Path) -> None:
                     f"{target.name}: reads back differently than written; check the disk, then run it again"
                 )
     except (OSError, SyntaxError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{target.name}: cannot be written ({reason}); free space or choose another folder") from error
+        raise _cannot_be_written(target, error) from error
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    for tried in range(RENAME_TRIES):
+        try:
+            temporary.replace(target)
+        except PermissionError:
+            if tried == RENAME_TRIES - 1:
+                raise
+            time.sleep(RENAME_WAIT_S)
+        else:
+            return
+
+
+def _cannot_be_written(target: Path, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"{target.name}: cannot be written ({reason}); free space or choose another folder")
+
+
+def _header(voxels: NDArray[np.generic], affine: NDArray[np.float64]) -> bytes:
+    """Of one NIfTI-1 file, with the mark that no extension follows."""
+    image = nib.Nifti1Image(np.empty((1, 1, 1), dtype=np.uint8), None)
+    header = image.header
+    header.set_data_dtype(voxels.dtype)
+    header.set_data_shape(voxels.shape)
+    header.set_slope_inter(1, 0)
+    image.set_sform(affine, code=SCANNER_SPACE)
+    image.set_qform(affine, code=0 if _is_sheared(affine) else SCANNER_SPACE)
+    header.set_xyzt_units(xyz="mm")
+    header["vox_offset"] = header.single_vox_offset
+    return bytes(header.binaryblock) + bytes(header.single_vox_offset - header.sizeof_hdr)
+
+
+def _bytes_on_disk(voxels: NDArray[np.generic]) -> memoryview:
+    """First axis fastest, little-endian, as the header says."""
+    voxels = np.asfortranarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
+    return voxels.reshape(-1, order="F").view(np.uint8).data
+
+
+def _write(content: tuple[bytes, memoryview], path: Path, *, compressed: bool) -> None:
+    with path.open("wb") as file:
+        if not compressed:
+            for part in content:
+                file.write(part)
+            return
+        with igzip.IGzipFile("", "wb", FAST, file, mtime=0) as stream:  # neither name nor time go into the file
+            for part in content:
+                for start in range(0, len(part), PIECE_BYTES):
+                    stream.write(part[start : start + PIECE_BYTES])
+
+
+def _reads_back(content: tuple[bytes, memoryview], path: Path, *, compressed: bool) -> bool:
+    """Whether the file holds `content` and nothing else, to the checksum at its end."""
+    with igzip.open(path) if compressed else path.open("rb") as stream:
+        for part in content:
+            for start in range(0, len(part), PIECE_BYTES):
+                piece = part[start : start + PIECE_BYTES]
+                if stream.read(len(piece)) != bytes(piece):
+                    return False
+        return not stream.read(1)
 
 
 def _is_sheared(affine: NDArray[np.float64]) -> bool:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return not np.allclose(axes.T @ axes, np.eye(3), atol=SHEAR_TOLERANCE)
-
-
-def _reads_back(path: Path, voxels: NDArray[np.generic], affine: NDArray[np.float64]) -> bool:
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)  # to the trailer, so that its checksum counts
-    image = nib.Nifti1Image.from_bytes(content)
-    stored = np.asanyarray(image.dataobj)
-    return bool(
-        stored.shape == voxels.shape
-        and stored.dtype == voxels.dtype.newbyteorder("=")
-        and np.array_equal(image.affine, affine.astype(np.float32))
-        and np.array_equal(stored, voxels, equal_nan=voxels.dtype.kind == "f")
-    )

@@ -1,12 +1,17 @@
 import gzip
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from medseg import writing
 from medseg.errors import DataError
-from medseg.writing import aside, write_nifti
+from medseg.writing import aside, free_mb, write_nifti
 
 ROTATED = np.array([[-1.2, 0.0, 0.0, 33.25], [0.0, 1.5, -1.2, -10.5], [0.0, 0.9, 2.0, 7.0], [0, 0, 0, 1]])
 SHEARED = ROTATED + np.array([[0, 0.3, 0, 0]] + [[0.0] * 4] * 3)
@@ -104,28 +109,125 @@ def change_voxel(path):
     ],
 )
 def test_what_does_not_read_back_gets_no_name(tmp_path, label, monkeypatch, damage, message):
-    real_save = nib.save
+    real_write = writing._write
 
-    def damaged_save(image, path):
-        real_save(image, path)
+    def damaged_write(content, path, *, compressed):
+        real_write(content, path, compressed=compressed)
         damage(path)
 
-    monkeypatch.setattr(nib, "save", damaged_save)
+    monkeypatch.setattr(writing, "_write", damaged_write)
     with pytest.raises(DataError, match=message):
         write_nifti(label, ROTATED, tmp_path / "label.nii.gz")
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_is_named_and_keeps_the_old_file(tmp_path, label, monkeypatch):
+def test_more_bytes_than_were_written_do_not_read_back(tmp_path, label, monkeypatch):
+    real_write = writing._write
+
+    def longer_write(content, path, *, compressed):
+        real_write(content, path, compressed=compressed)
+        path.write_bytes(path.read_bytes() + b"0")
+
+    monkeypatch.setattr(writing, "_write", longer_write)
+    with pytest.raises(DataError, match=r"label.nii: reads back differently than written"):
+        write_nifti(label, ROTATED, tmp_path / "label.nii")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if not sys.platform.startswith("linux") or mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here: needs Linux and root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("name", ["label.nii", "label.nii.gz"])
+def test_full_disk_is_named_and_keeps_the_old_file(small_disk, label, name):
+    write_nifti(label, ROTATED, small_disk / name)
+    before = (small_disk / name).read_bytes()
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 100)).astype(np.uint8)
+    with pytest.raises(
+        DataError, match=rf"^{name}: cannot be written \(No space left on device\); free space or choose"
+    ):
+        write_nifti(noise, ROTATED, small_disk / name)
+    assert [path.name for path in small_disk.iterdir()] == [name]
+    assert (small_disk / name).read_bytes() == before
+    with pytest.raises(DataError, match=r"^other.nii: cannot be written \(No space left"):
+        write_nifti(noise, ROTATED, small_disk / "other.nii")
+    assert not (small_disk / "other.nii").exists()
+
+
+def test_free_space_is_that_of_the_disk_even_before_the_folder_is_made(small_disk):
+    assert free_mb(small_disk / "not" / "yet") == 1
+    assert free_mb(small_disk.parent) > 1
+    (small_disk / "filled").write_bytes(bytes(600_000))
+    assert free_mb(small_disk) == 0
+
+
+def test_disk_that_cannot_be_asked_is_named(tmp_path, monkeypatch):
+    def gone(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", gone)
+    with pytest.raises(DataError, match=r"^out: its disk cannot be asked \(Stale file handle\); check the path"):
+        free_mb(tmp_path / "out")
+
+
+def test_rename_waits_for_a_viewer_to_let_go(tmp_path, label, monkeypatch):
+    """As on Windows, where a file that is open elsewhere cannot be replaced."""
+    refusals = iter([PermissionError(13, "Access is denied"), PermissionError(13, "Access is denied")])
+    real_replace = Path.replace
+
+    def held_for_a_while(self, target):
+        for refusal in refusals:
+            raise refusal
+        return real_replace(self, target)
+
+    monkeypatch.setattr(writing, "RENAME_WAIT_S", 0)
+    monkeypatch.setattr(Path, "replace", held_for_a_while)
     write_nifti(label, ROTATED, tmp_path / "label.nii.gz")
-    before = (tmp_path / "label.nii.gz").read_bytes()
+    assert np.array_equal(np.asanyarray(nib.load(tmp_path / "label.nii.gz").dataobj), label)
 
-    def fail(image, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nib, "save", fail)
-    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
-        write_nifti(label, SHEARED, tmp_path / "label.nii.gz")
-    assert (tmp_path / "label.nii.gz").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 1
+def test_file_that_a_viewer_never_lets_go_is_named(tmp_path, label, monkeypatch):
+    (tmp_path / "label.nii.gz").write_bytes(b"seen by a viewer")
+
+    def held(self, target):
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(writing, "RENAME_WAIT_S", 0)
+    monkeypatch.setattr(Path, "replace", held)
+    with pytest.raises(DataError, match=r"label.nii.gz: cannot be written \(Access is denied\)"):
+        write_nifti(label, ROTATED, tmp_path / "label.nii.gz")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"seen by a viewer"]
+
+
+def test_bytes_hold_neither_time_nor_name(tmp_path, label):
+    write_nifti(label, ROTATED, tmp_path / "canary.nii.gz")
+    content = (tmp_path / "canary.nii.gz").read_bytes()
+    assert content[4:8] == bytes(4)  # gzip's time
+    assert content[3] & 8 == 0  # gzip's mark of a name
+    assert b"canary" not in content
+
+
+def test_what_nifti_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"mask.nii.gz: NIfTI cannot hold it \(.*\); write whole numbers or float32"):
+        write_nifti(np.zeros((2, 3, 4), dtype=bool), ROTATED, tmp_path / "mask.nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f4"])
+def test_big_endian_voxels_are_written_as_the_header_says(tmp_path, label, dtype):
+    write_nifti(label.astype(dtype), ROTATED, tmp_path / "label.nii")
+    assert np.array_equal(np.asanyarray(nib.load(tmp_path / "label.nii").dataobj), label)
+
+
+def test_channels_are_written_on_the_fourth_axis(tmp_path):
+    voxels = np.random.default_rng(0).random((3, 4, 5, 2), dtype=np.float32)
+    write_nifti(voxels, ROTATED, tmp_path / "probabilities.nii.gz")
+    assert np.array_equal(nib.load(tmp_path / "probabilities.nii.gz").get_fdata(dtype=np.float32), voxels)

@@ -239,7 +239,10 @@ def _voxel_files(path: Path) -> tuple[Path, ...]:
     """Files beside a header of NRRD or MetaImage that hold its voxels."""
     if not path.name.lower().endswith(DETACHED_SUFFIXES):
         return ()
-    return (_stored(path).voxel_file,)
+    try:
+        return (_stored(path).voxel_file,)
+    except DataError:  # which reading it will say
+        return ()
 
 
 def _read_mask(path: Path, masks: MaskCode | None) -> Scan:
