@@ -10,10 +10,11 @@ from medseg.errors import ConfigError
 from medseg.inference.sliding_window import (
     SliceBySlice,
     SlidingWindow,
+    layer_weights,
     pad_to,
     starts,
     summed_weights,
-    window_slices,
+    window_layers,
     window_weights,
 )
 
@@ -82,16 +83,20 @@ def test_weights_are_those_of_monai(patch_size, blend):
 
 
 def test_summed_weights_count_the_windows_over_each_voxel():
-    windows = window_slices((5, 3), (3, 3), 0.5)  # steps of one voxel, starts 0, 1, 2
-    total = summed_weights((5, 3), windows, torch.ones(3, 3))
-    assert total[:, 0].tolist() == [1, 2, 3, 2, 1]
+    whole = [slice(0, 5), slice(0, 3)]
+    layers = window_layers((5, 3), (3, 3), 0.5, whole, 0)  # steps of one voxel, starts 0, 1, 2
+    assert [len(layer) for layer in layers] == [1, 1, 1]
+    summed = summed_weights(layer_weights(layers[0], torch.ones(3, 3), whole, 0), [0, 1, 2], 0, 0, 5)
+    assert summed.tolist() == [[1] * 3, [2] * 3, [3] * 3, [2] * 3, [1] * 3]
+    part = summed_weights(layer_weights(layers[0], torch.ones(3, 3), whole, 0), [0, 1, 2], 0, 1, 3)
+    assert part.tolist() == [[2] * 3, [3] * 3]
 
 
 def test_padding_lies_on_both_sides_and_is_lowest_of_each_sample_and_channel():
     image = torch.arange(2.0 * 2 * 3 * 4).view(2, 2, 3, 4)
     padded, inside = pad_to(image, (6, 2))
     assert padded.shape == (2, 2, 6, 4)
-    assert torch.equal(padded[inside], image)
+    assert torch.equal(padded[(..., *inside)], image)
     # three rows are missing: one before, two after; channel c of sample b starts at 12 * (2 b + c)
     assert padded[:, :, [0, 4, 5]].flatten(2).unique(dim=2).flatten().tolist() == [0, 12, 24, 36]
 
@@ -128,7 +133,9 @@ def test_a_forward_pass_sees_batch_size_windows():
     assert sizes == [4, 2]
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
 def test_precision_is_that_of_the_network_and_logits_stay_float32(precision, dtype):
     seen = []
 
@@ -142,7 +149,7 @@ def test_precision_is_that_of_the_network_and_logits_stay_float32(precision, dty
         logits = SlidingWindow((6, 6), precision=precision)(image, network)
     assert set(seen) == {dtype}
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, layer(image).detach(), atol=0.02 if dtype == torch.bfloat16 else 1e-6, rtol=0.01)
+    torch.testing.assert_close(logits, layer(image).detach(), atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0.01)
 
 
 def test_further_arguments_reach_the_network():
@@ -157,6 +164,93 @@ def test_a_meta_tensor_gives_the_same_logits_as_a_plain_one():
         logits = SlidingWindow(PATCH)(MetaTensor(image, affine=np.diag([-1, 2, 3, 1])), network)
         assert type(logits) is torch.Tensor
         assert torch.equal(logits, SlidingWindow(PATCH)(image, network))
+
+
+def put_together(slabs, axis):
+    """What slabs hand on, and where they say it lies; copied, for the next slab reuses the memory."""
+    sides, parts = zip(*[(side, slab.clone()) for side, slab in slabs], strict=True)
+    return list(sides), torch.cat(parts, dim=axis + 2)
+
+
+@pytest.mark.parametrize("size", [(33, 29, 20), (17, 40, 11), (16, 12, 10), (5, 30, 3)])
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@torch.inference_mode()
+def test_slabs_along_any_axis_are_the_logits_in_order(size, overlap, batch_size, axis):
+    image, network = torch.randn(1, 2, *size), bordered(3)
+    inferer = SlidingWindow(PATCH, overlap=overlap, batch_size=batch_size)
+    sides, logits = put_together(inferer.slabs(image, network, axis=axis), axis)
+    assert [side.start for side in sides] == [0, *(side.stop for side in sides[:-1])]
+    assert sides[-1].stop == size[axis]
+    torch.testing.assert_close(logits, inferer(image, network), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(33, 29, 20), (5, 30, 3)])
+@pytest.mark.parametrize(("axis", "across"), [(0, 2), (2, 0)])
+@torch.inference_mode()
+def test_strips_have_the_logits_of_the_whole_from_the_windows_that_reach_them(size, axis, across):
+    image, network, seen = torch.randn(1, 2, *size), bordered(3), []
+
+    def counted(windows):
+        seen.append(len(windows))
+        return network(windows)
+
+    inferer = SlidingWindow(PATCH, overlap=0.25)
+    whole = inferer(image, counted)
+    all_windows = len(seen)
+    for within in (slice(0, 2), slice(1, size[across])):
+        seen.clear()
+        _, strip = put_together(inferer.slabs(image, counted, axis=axis, across=across, within=within), axis)
+        torch.testing.assert_close(
+            strip, whole.narrow(across + 2, within.start, within.stop - within.start), atol=1e-5, rtol=0
+        )
+        if min(size) > 10 and within.start == 0:
+            assert len(seen) < all_windows
+
+
+@torch.inference_mode()
+def test_slabs_take_the_memory_of_one_patch_along_their_axis():
+    image = torch.zeros(1, 1, 12, 60, 6)
+    slabs = SlidingWindow((6, 8, 6)).slabs(image, lambda windows: windows.repeat(1, 5, 1, 1, 1), axis=1)
+    sizes = {slab.untyped_storage().nbytes() for _, slab in slabs}
+    assert sizes == {5 * 12 * 8 * 6 * 4}  # classes, the other axes whole, and float32
+
+
+def test_slabs_run_along_the_axis_that_needs_less_memory():
+    assert SlidingWindow((8, 8, 8)).slab_axis((20, 20, 20)) == 0
+    assert SlidingWindow((8, 8, 8)).slab_axis((20, 20, 60)) == 2
+    assert SlidingWindow((8, 8, 2)).slab_axis((20, 60, 20)) == 2  # a window is thin there
+    assert SlidingWindow((8, 8, 8)).slab_axis((60, 20, 20)) == 0
+    assert SliceBySlice(SlidingWindow((8, 8))).slab_axis((60, 20, 20)) == 2
+
+
+@pytest.mark.parametrize("mirror_axes", [(0,), (1, 2), (2, 0, 1)])
+@torch.inference_mode()
+def test_mirroring_is_the_mean_over_mirrored_images(mirror_axes):
+    image, network = torch.randn(1, 2, 32, 24, 20), bordered(3)  # windows at steps of half a patch mirror each other
+    settings = {"patch_size": PATCH, "overlap": 0.5, "batch_size": 2}
+    logits = SlidingWindow(**settings, mirror_axes=mirror_axes)(image, network)
+    expected, count = torch.zeros_like(logits), 0
+    for chosen in np.ndindex(*(2 if axis in mirror_axes else 1 for axis in range(3))):
+        dims = [2 + axis for axis in range(3) if chosen[axis]]
+        expected += sliding_window_inference(
+            image.flip(dims), PATCH, 4, lambda window: network(window).clone(), 0.5, "gaussian"
+        ).flip(dims)
+        count += 1
+    assert count == 2 ** len(mirror_axes)
+    torch.testing.assert_close(logits, expected / count, atol=1e-5, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.inference_mode()
+def test_windows_of_an_image_in_main_memory_can_be_seen_by_a_gpu():
+    image, network = torch.randn(1, 2, 33, 29, 20), bordered(3)
+    expected = SlidingWindow(PATCH)(image, network)
+    _, logits = put_together(SlidingWindow(PATCH, batch_size=4).slabs(image, network.cuda(), device="cuda"), 0)
+    assert logits.device.type == "cpu"
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -187,7 +281,9 @@ def test_slice_by_slice_is_that_of_monai():
         ({"patch_size": (8, 0)}, r"patch_size is \[8, 0\], batch_size 1; use 1 or more"),
         ({"batch_size": 0}, r"patch_size is \[8, 8\], batch_size 0; use 1 or more"),
         ({"blend": "mean"}, "blend is 'mean'; use 'gaussian' or 'constant'"),
-        ({"precision": "float16"}, "precision is 'float16'; use 'float32' or 'bfloat16'"),
+        ({"precision": "float64"}, "precision is 'float64'; use 'float32', 'bfloat16' or 'float16'"),
+        ({"mirror_axes": (0, 0)}, r"mirror_axes is \[0, 0\]; name each axis once, from 0 to 1"),
+        ({"mirror_axes": (2,)}, r"mirror_axes is \[2\]; name each axis once, from 0 to 1"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
