@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 METADATA, WEIGHTS = "configs/metadata.json", "models/model.pt"
 FOLD_WEIGHTS = "models/fold_{}.pt"  # of an ensemble
+FORMAT, NEEDS_MEDSEG = 1, "0.1.0"  # of the bundles written here, and the first medseg that reads them
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 
 
@@ -79,22 +80,13 @@ class Bundle:
     @property
     def unit(self) -> Literal["mm", "px"]:
         """Unit of lengths: "px" for a model of 2D images, which have no mm."""
-        return "px" if data_half.in_pixels({"scan_to_grid": self._literal("scan_to_grid")}) else "mm"
+        half = {"scan_to_grid": self._literal("scan_to_grid")} if "scan_to_grid" in self.recipe else {}
+        return "px" if data_half.in_pixels(half) else "mm"
 
     @cached_property
     def activation(self) -> str:
         """What makes probabilities of the network's logits: `"softmax"` over classes, or `"sigmoid"`, one a region."""
         return self._literal("activation") if "activation" in self.recipe else "softmax"
-
-    @cached_property
-    def spacing_mm(self) -> tuple[float, ...]:
-        """Voxel edge lengths of the network's grid, in mm; empty where it works on the scan's own."""
-        return tuple(self._literal("spacing_mm") or ()) if "spacing_mm" in self.recipe else ()
-
-    @cached_property
-    def outputs(self) -> int:
-        """Channels that the network gives: classes, or with a sigmoid regions."""
-        return int(self._literal("out_channels"))
 
     @property
     def modality(self) -> Literal["CT", ""]:
@@ -215,16 +207,22 @@ def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
         runs_dir: where the runs are, for a run id.
 
     Raises:
-        ConfigError: if there is no such bundle, or it is not whole, or its data half cannot be read.
+        ConfigError: if there is no such bundle, or it is not whole, or of a newer format, or its data half cannot be
+            read.
     """
     root = find_model(model, Path(runs_dir))
     try:
-        recipe, metadata = (json.loads(read_member(root, name)) for name in (RECIPE, METADATA))
+        metadata = json.loads(read_member(root, METADATA))
+        if isinstance(metadata, dict):
+            _check_format(model, metadata)
+        recipe = json.loads(read_member(root, RECIPE))
         if not isinstance(recipe, dict) or not isinstance(metadata, dict):
             raise ValueError("each JSON file must hold an object")
         for weights in [FOLD_WEIGHTS.format(fold) for fold in _folds(metadata)] or [WEIGHTS]:
             if not has_member(root, weights):
                 raise FileNotFoundError(f"no {weights}")
+    except ConfigError:
+        raise
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"model '{model}' is not a whole bundle ({RECIPE}, {METADATA}, {WEIGHTS}): {error}; copy it again"
@@ -233,6 +231,21 @@ def open_bundle(model: str | Path, *, runs_dir: str | Path = "runs") -> Bundle:
     if wrong:
         raise ConfigError(f"model '{model}' has a recipe that cannot be used: {'; '.join(wrong)}")
     return Bundle(root, recipe, metadata)
+
+
+def _check_format(model: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse a bundle that a later medseg has written in another form; what it needs stands in it."""
+    written = metadata.get("format_version", 1)  # the first bundles did not say
+    if not isinstance(written, int) or written > FORMAT:
+        raise ConfigError(
+            f"model '{model}' has bundle format {written}, and medseg {__version__} reads formats up to {FORMAT}; "
+            f"install medseg {metadata.get('needs_medseg', '(a newer one)')} or later"
+        )
+
+
+def with_format(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata that say which form of bundle they are in, and which medseg it needs."""
+    return {**metadata, "format_version": FORMAT, "needs_medseg": NEEDS_MEDSEG}
 
 
 def _folds(metadata: Mapping[str, Any]) -> tuple[int, ...]:
@@ -262,7 +275,7 @@ def write_bundle(
     target = Path(folder)
     made_in = target if target.exists() else target.with_name(f".{uuid4().hex[:8]}-{target.name}")
     try:
-        for name, content in ((RECIPE, without_absolute_paths(recipe)), (METADATA, metadata)):
+        for name, content in ((RECIPE, without_absolute_paths(recipe)), (METADATA, with_format(metadata))):
             with aside(made_in / name) as path:
                 path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         with aside(made_in / WEIGHTS) as path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from medseg.bundle import FOLD_WEIGHTS, METADATA, WEIGHTS, Bundle, without_absolute_paths
+from medseg.bundle import FOLD_WEIGHTS, METADATA, WEIGHTS, Bundle, with_format, without_absolute_paths
 from medseg.data_half import data_half
 from medseg.errors import ConfigError
 from medseg.model_files import RECIPE, read_member
@@ -124,7 +124,7 @@ def _write(
     """Write a bundle whose weights, by file name, are copies of the file `source` of other bundles, byte for byte."""
     made_in, old = (target.with_name(f".{uuid4().hex[:8]}-{target.name}") for _ in range(2))
     try:
-        for name, content in ((RECIPE, without_absolute_paths(recipe)), (METADATA, metadata)):
+        for name, content in ((RECIPE, without_absolute_paths(recipe)), (METADATA, with_format(metadata))):
             with aside(made_in / name) as path:
                 path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for name, bundle in weights.items():

@@ -46,6 +46,7 @@ def fingerprint(source: ScanSource) -> Fingerprint:
 
     Raises:
         OSError: if one cannot be read.
+        DataError: if a header does not say where its voxels are.
     """
     size, times, ends = 0, hashlib.sha256(), hashlib.sha256()
     files = source_files(source)

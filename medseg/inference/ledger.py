@@ -233,7 +233,7 @@ class Ledger:
         for source, before in zip(case.sources, record["inputs"], strict=True):
             try:
                 changes.add(fingerprint(source).change(before) if before else "content")
-            except OSError:  # away now: what was done with it still stands, and so does its failure
+            except (OSError, DataError):  # away now: what was done with it still stands, and so does its failure
                 if before:
                     return "its scan cannot be read" if verify else ""
                 changes.add("none")
@@ -294,7 +294,7 @@ def _fingerprints(sources: Sequence[ScanSource]) -> list[dict[str, Any] | None]:
     for source in sources:
         try:
             found.append(fingerprint(source).as_json())
-        except OSError:
+        except (OSError, DataError):
             found.append(None)
     return found
 
