@@ -72,7 +72,7 @@ class RegionDiceBinaryCrossEntropy(nn.Module):
 
     `dice_weight * (1 - Dice) + bce_weight * binary cross-entropy`, each the mean over regions, in float32. The network
     has one output channel a region, in the order of `regions` and none for the background;
-    `medseg.postprocessing.region_logits_to_label` leads back to a label.
+    `medseg.back_to_grid.region_logits_to_label` leads back to a label.
 
     A `merged` voxel counts for the regions that its classes agree on. A sample in which a region is unknown somewhere
     has no Dice of it. A value that no region has is outside of all, as the background is.

@@ -1,0 +1,314 @@
+"""From logits on the working grid to labels or probabilities on the scan's own grid, a small tile at a time.
+
+Interpolation is linear, so an interpolated logit is a weighted mean of those at the corners of its cell. A class that
+is the largest at every corner of a tile's cells is then the largest in all of the tile, and nothing needs to be
+interpolated there; nor does a class that stays below a mean of others at every corner. Labels are those of
+interpolating every class everywhere.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise, product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medseg.data_half import painted_values
+from medseg.errors import ConfigError
+from medseg.preprocessing import Grid
+from medseg.writing import aside
+
+Slabs = Iterable[tuple[slice, Tensor]]  # working voxels along one axis and their logits `(C, *slab)`, in order
+Labels = NDArray[np.uint8] | NDArray[np.uint16]
+Voxel = TypeVar("Voxel", bound=np.generic)
+
+TILE_VOXELS = 64  # of the scan, along each edge: 1 MB of float32 a channel
+LONGEST_TILE = 48  # working voxels along an edge; longer ones are rarely of one class
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A box of working cells, and the scan voxels that lie in them.
+
+    Attributes:
+        logits: `(C, r, a, s)` at the cells' corners, float32.
+        weights: for each axis `(scan voxels, corners)`, of linear interpolation.
+        where: the scan voxels, axes in working order.
+    """
+
+    logits: Tensor
+    weights: tuple[Tensor, Tensor, Tensor]
+    where: tuple[slice, slice, slice]
+
+    def channel(self, index: int) -> Tensor:
+        """One channel at the tile's scan voxels."""
+        first, second, third = self.weights
+        corners = self.logits[index]
+        rows = torch.matmul(second, corners.reshape(-1, len(third[0])).matmul(third.T).view(*corners.shape[:2], -1))
+        return first.matmul(rows.flatten(1)).view(len(first), len(second), len(third))
+
+
+Choose = Callable[[Tile], Tensor | int]  # labels of a tile's scan voxels, or the one they all have
+
+
+@dataclass(frozen=True)
+class LabelMaker:
+    """Makes labels of logits, at once or while the slabs of a sliding window arrive.
+
+    Attributes:
+        values: of regions with a sigmoid each, the label value that each paints; None for a softmax over classes.
+        temperature: logits are divided by it before they become probabilities; labels do not depend on it.
+    """
+
+    values: tuple[int, ...] | None = None
+    temperature: float = 1.0
+
+    def __call__(self, logits: Tensor, grid: Grid) -> Labels:
+        """Logits `(C, R, A, S)` on `grid` -> labels `(X, Y, Z)` on the scan's grid."""
+        return self.from_slabs([(slice(0, logits.shape[1]), logits)], grid)
+
+    def from_slabs(self, slabs: Slabs, grid: Grid, *, axis: int = 0, probabilities: Path | None = None) -> Labels:
+        """Labels `(X, Y, Z)` on the scan's own grid, stored with x fastest, as NIfTI has it.
+
+        Args:
+            slabs: of logits on `grid`, in order along `axis` and without gaps; each may be reused after the next.
+            grid: where the logits lie, and the scan's own grid.
+            axis: working axis the slabs follow each other along.
+            probabilities: a `.npy` file to write, `(C, X, Y, Z)` float16; never whole in memory.
+
+        Returns:
+            uint8, or uint16 where there are more label values than that holds; 0 outside the grid's box.
+
+        Raises:
+            ConfigError: if the values of regions are not one a channel.
+        """
+        return self.from_tiles(tiles(slabs, grid, axis=axis), grid, probabilities=probabilities)
+
+    def from_tiles(self, tiles: Iterable[Tile], grid: Grid, *, probabilities: Path | None = None) -> Labels:
+        """As `from_slabs`, of tiles that together hold every scan voxel the grid's box decides about."""
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # bfloat16 would round the logits
+            if probabilities is None:
+                return self._labels(tiles, grid, None)
+            with aside(probabilities) as path:
+                return self._labels(tiles, grid, path)
+
+    def _labels(self, tiles: Iterable[Tile], grid: Grid, path: Path | None) -> Labels:
+        remaining = iter(tiles)
+        first = next(remaining, None)
+        if first is None:
+            raise ValueError("there is no slab of logits; give those of the whole grid")
+        channels = len(first.logits)
+        voxel_type = np.uint8 if self._highest_value(channels) < 256 else np.uint16
+        label: Any = np.zeros(grid.scan_shape, voxel_type, order="F")
+        turned = seen_along_working_axes(label, grid)
+        stored = None if path is None else self._probability_file(path, channels, grid)
+        for tile in chain([first], remaining):
+            found = winner(tile) if self.values is None else painted(tile, self.values)
+            if isinstance(found, Tensor):
+                turned[tile.where] = found.numpy()
+            elif found:
+                turned[tile.where] = found
+            if stored is not None:
+                stored[(slice(None), *tile.where)] = self._probabilities(tile)
+        return label
+
+    def _highest_value(self, channels: int) -> int:
+        if self.values is None:
+            return channels - 1
+        if len(self.values) != channels:
+            raise ConfigError(
+                f"{channels} region channels for {len(self.values)} label values; give one a channel, in order"
+            )
+        return max(self.values)
+
+    def _probability_file(self, path: Path, channels: int, grid: Grid) -> NDArray[np.float16]:
+        """A new file of zeros, seen along the working axes; outside the grid's box is background."""
+        stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(channels, *grid.scan_shape))
+        whole = all(side == slice(0, n) for side, n in zip(grid.covered, grid.turned_shape, strict=True))
+        if self.values is None and not whole:
+            stored[0] = 1
+        return seen_along_working_axes(stored, grid)
+
+    def _probabilities(self, tile: Tile) -> NDArray[np.float32]:
+        logits = torch.stack([tile.channel(index) for index in range(len(tile.logits))]).div_(self.temperature)
+        return (logits.softmax(dim=0) if self.values is None else logits.sigmoid()).numpy()
+
+
+def logits_to_label(logits: Tensor, grid: Grid) -> Labels:
+    """Logits on the working grid -> the winning class on the scan's own grid.
+
+    Args:
+        logits: `(C, R, A, S)` on `grid`, interpolated linearly; ties go to the lower class.
+        grid: where the logits lie, and the scan's own grid.
+
+    Returns:
+        Labels `(X, Y, Z)` on the scan's grid; 0 outside the grid's box.
+    """
+    return LabelMaker()(logits, grid)
+
+
+def region_logits_to_label(logits: Tensor, grid: Grid, values: Sequence[int]) -> Labels:
+    """Logits of one sigmoid a region, on the working grid -> a label on the scan's own grid.
+
+    Each region of probability above 0.5, after linear interpolation of its logits, is painted over those before it.
+
+    Args:
+        logits: `(R, R, A, S)`, one channel a region, on `grid`.
+        grid: where the logits lie, and the scan's own grid.
+        values: the label value of each region, as `painted_values` gives them.
+
+    Returns:
+        Labels `(X, Y, Z)` on the scan's grid; 0 where no region is.
+
+    Raises:
+        ConfigError: if the values are not one a channel.
+    """
+    return LabelMaker(tuple(values))(logits, grid)
+
+
+def label_maker(activation: str, regions: Mapping[str, Sequence[int]], *, temperature: float = 1.0) -> LabelMaker:
+    """What makes labels of a network's logits.
+
+    Args:
+        activation: the recipe's: `"softmax"`, a channel a class, or `"sigmoid"`, a channel a region.
+        regions: name -> label values, larger regions before those inside them.
+        temperature: of probabilities.
+
+    Raises:
+        ConfigError: if there is no such activation, or the regions cannot be painted one over the other.
+    """
+    if activation == "softmax":
+        return LabelMaker(temperature=temperature)
+    if activation == "sigmoid":
+        return LabelMaker(tuple(painted_values(regions)), temperature)
+    raise ConfigError(f"activation: is {activation!r}; give 'softmax' or 'sigmoid'")
+
+
+def seen_along_working_axes(voxels: NDArray[Voxel], grid: Grid) -> NDArray[Voxel]:
+    """The same voxels `(..., X, Y, Z)` with their last three axes in working order and direction; nothing is copied."""
+    leading = voxels.ndim - 3
+    turned = voxels.transpose(*range(leading), *(leading + axis for axis in grid.axes))
+    return turned[(..., *(slice(None, None, -1 if flip else None) for flip in grid.flips))]
+
+
+def winner(tile: Tile) -> Tensor | int:
+    """Class of the largest interpolated logit at each scan voxel, ties to the lower class; an int if it is one class.
+
+    Only classes that can win are interpolated.
+    """
+    classes = tile.logits.max(dim=0).indices
+    present = torch.bincount(classes.flatten()).nonzero()[:, 0].tolist()
+    if len(present) == 1:
+        return int(present[0])
+    bar = tile.logits[present].mean(dim=0)  # no interpolated logit below it everywhere is above all of `present`
+    candidates = (tile.logits >= bar).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    return torch.tensor(candidates, dtype=_smallest_type(candidates))[
+        winning_class(tile.channel(index) for index in candidates).long()
+    ]
+
+
+def painted(tile: Tile, values: Sequence[int]) -> Tensor | int:
+    """Value of the last region whose interpolated logit is above 0 at each scan voxel; an int if it is the same in all.
+
+    Only regions that begin or end in the tile are interpolated.
+    """
+    inside = (tile.logits > 0).flatten(1)
+    everywhere, somewhere = inside.all(dim=1).tolist(), inside.any(dim=1).tolist()
+    label: Tensor | int = 0
+    for index, value in enumerate(values):
+        if everywhere[index]:
+            label = value
+        elif somewhere[index]:
+            if isinstance(label, int):
+                label = torch.full([len(rows) for rows in tile.weights], label, dtype=_smallest_type(values))
+            label.masked_fill_(tile.channel(index) > 0, value)
+    return label
+
+
+def winning_class(channels: Iterable[Tensor]) -> Tensor:
+    """Index of the largest channel at each voxel; ties go to the earlier channel.
+
+    Channels `(*spatial)` are taken one after the other, which is many times faster than `argmax` over a stack.
+    """
+    remaining = iter(channels)
+    best = next(remaining)
+    index_of_best = torch.zeros(best.shape, dtype=torch.uint8)
+    for index, channel in enumerate(remaining, start=1):
+        if index == 256:
+            index_of_best = index_of_best.int()
+        index_of_best.masked_fill_(channel > best, index)
+        best = torch.maximum(best, channel)
+    return index_of_best
+
+
+def tiles(
+    slabs: Slabs, grid: Grid, *, axis: int = 0, across: int | None = None, within: slice | None = None
+) -> Iterator[Tile]:
+    """Every scan voxel that the grid's box decides about, in tiles, as soon as the slabs reach it.
+
+    Args:
+        slabs: of logits on `grid`, in order along `axis`.
+        grid: where the logits lie, and the scan's own grid.
+        axis: working axis the slabs follow each other along.
+        across: another one, along which the slabs are a strip; the scan voxels are then those between its ends.
+        within: the strip's working voxels along `across`; the next strip begins with the last of this one.
+    """
+    axes = [_Axis(*each) for each in zip(grid.shape, grid.covered, grid.scale, grid.start, strict=True)]
+    origin = [0, 0, 0]
+    parts = [own.parts(slice(0, own.size)) for own in axes]
+    if across is not None and within is not None:
+        parts[across], origin[across] = axes[across].parts(within), within.start
+    kept: Tensor | None = None  # the last plane of the slab before: a cell begins there
+    for side, slab in slabs:
+        logits = slab.detach().float().cpu()
+        origin[axis] = side.start
+        parts[axis] = axes[axis].parts(slice(side.start if kept is None else side.start - 1, side.stop))
+        for boxes in product(*parts):
+            corners = [slice(max(box[0].start - n, 0), box[0].stop - n) for box, n in zip(boxes, origin, strict=True)]
+            tile = logits[(slice(None), *corners)]
+            if kept is not None and boxes[axis][0].start < side.start:
+                corners[axis] = slice(None)
+                tile = torch.cat([kept[(slice(None), *corners)], tile], dim=axis + 1)
+            first, second, third = (own.weights[box[2], box[0]] for own, box in zip(axes, boxes, strict=True))
+            yield Tile(tile, (first, second, third), (boxes[0][1], boxes[1][1], boxes[2][1]))
+        kept = logits.narrow(axis + 1, logits.shape[axis + 1] - 1, 1).clone()
+
+
+class _Axis:
+    """One axis of a grid: where its scan voxels lie between the working voxels."""
+
+    def __init__(self, size: int, covered: slice, scale: float, start: int) -> None:
+        self.size, self.first = size, covered.start
+        scan_voxels = np.arange(covered.start, covered.stop)
+        self.position = (scan_voxels / scale - start).clip(0, size - 1)
+        distance = torch.from_numpy(self.position)[:, None] - torch.arange(size, dtype=torch.float64)
+        self.weights = (1 - distance.abs()).clamp_(min=0).float()
+        self.length = max(1, min(LONGEST_TILE, round(TILE_VOXELS / scale)))
+
+    def parts(self, known: slice) -> list[tuple[slice, slice, slice]]:
+        """Working voxels, scan voxels of the whole field, and rows of `weights` of each tile within known voxels.
+
+        A tile ends with the voxel that the next one begins with; scan voxels there belong to the next, the very last
+        ones to the last.
+        """
+        last = known.stop - 1
+        edges = [*range(known.start, last, self.length), last]
+        if len(edges) == 1 and self.size > 1:
+            return []  # one plane: no cell is whole yet
+        edges = edges if len(edges) > 1 else [0, 0]
+        bounds = np.searchsorted(self.position, edges, side="left")
+        if known.stop == self.size:
+            bounds[-1] = len(self.position)
+        return [
+            (slice(low, high + 1), slice(self.first + begin, self.first + end), slice(begin, end))
+            for (low, high), (begin, end) in zip(pairwise(edges), pairwise(bounds.tolist()), strict=True)
+            if end > begin
+        ]
+
+
+def _smallest_type(values: Iterable[int]) -> torch.dtype:
+    return torch.uint8 if max(values) < 256 else torch.int32  # torch cannot index by uint16
