@@ -14,12 +14,18 @@ from typing import IO
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from medseg.errors import DataError
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 PREAMBLE_BYTES, HEAD_BYTES = 128, 4096
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)  # uncompressed pixels
 MAGIC = b"DICM"
 MOST_FRAMES = 20_000
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -115,11 +121,6 @@ class FileHeader:
     pixel_offset: int = 0
     missing_bytes: int = 0
 
-    @property
-    def native(self) -> bool:
-        """Whether pixels are stored uncompressed."""
-        return not UID(self.transfer_syntax).is_compressed
-
 
 def read_file_header(file: IO[bytes], name: Path, size: int) -> FileHeader | None:
     """The header of an open file; None if it is no DICOM file.
@@ -130,7 +131,7 @@ def read_file_header(file: IO[bytes], name: Path, size: int) -> FileHeader | Non
     head = file.read(HEAD_BYTES)
     if not _looks_like_dicom(head):
         return None
-    if DeflatedExplicitVRLittleEndian.encode() + b"\0" in head:  # pydicom would unpack it to whatever size
+    if DeflatedExplicitVRLittleEndian.encode() in head:  # pydicom would unpack it to whatever size
         raise DataError("is deflated as a whole; save it uncompressed")
     file.seek(0)
     try:
@@ -274,7 +275,7 @@ def _transfer_syntax(dataset: Dataset) -> str:
     implicit, little = dataset.original_encoding
     if implicit:
         return str(ImplicitVRLittleEndian)
-    return "1.2.840.10008.1.2.1" if little else str(ExplicitVRBigEndian)
+    return str(ExplicitVRLittleEndian) if little else str(ExplicitVRBigEndian)
 
 
 def _slices(fields: _Fields, shared: _Fields, frames: list[_Fields], name: Path) -> tuple[Slice, ...]:
@@ -356,6 +357,6 @@ def _pixel_extent(file: IO[bytes], size: int, header: FileHeader) -> tuple[int, 
     head = 12 if explicit else 8
     length = int.from_bytes(element[head - 4 : head], order)  # type: ignore[arg-type]
     present = size - start - head
-    if not header.native or length == UNDEFINED_LENGTH:
+    if header.transfer_syntax not in NATIVE or length == UNDEFINED_LENGTH:
         return start + head, 0 if present > 0 else 1
     return start + head, max(0, wanted - min(length, present))

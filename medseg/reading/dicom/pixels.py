@@ -9,10 +9,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian
 
 from medseg.errors import DataError
-from medseg.reading.dicom.headers import FileHeader
+from medseg.reading.dicom.headers import NATIVE, FileHeader
 from medseg.reading.dicom.stacking import slice_name
-
-NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 
 @cache

@@ -1,7 +1,7 @@
 """The series in a folder or zip, from headers alone."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os.path import commonpath
@@ -13,9 +13,9 @@ from pydicom.uid import UID
 from medseg.errors import DataError
 from medseg.reading.dicom.files import ZIP_SUFFIX, Files, open_files
 from medseg.reading.dicom.headers import DICOM_SUFFIXES, FileHeader, Slice, quiet_pydicom, read_file_header
-from medseg.reading.dicom.kinds import CT, DICOMDIR, kind_of
+from medseg.reading.dicom.kinds import CT, DICOMDIR, VOLUMES, kind_of
 from medseg.reading.dicom.pixels import can_decode
-from medseg.reading.dicom.stacking import Stack, slice_name, stack_slices
+from medseg.reading.dicom.stacking import Stack, file_name, slice_name, stack_slices
 from medseg.reading.scan import ScanSource
 
 HEADER_THREADS = 4  # a network share answers several questions at a time; pydicom itself holds Python's lock
@@ -134,6 +134,8 @@ def read_headers(files: Files, path: Path, names: Sequence[Path]) -> Headers:
             return name, str(error)
         except (OSError, MemoryError, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
             return name, f"cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
+        if header and header.sop_class in VOLUMES and not header.pixel_offset:
+            return name, "is cut short or damaged; copy it again"
         return header or ((name, "is no DICOM file, whatever its name says") if suspect else None)
 
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
@@ -148,8 +150,11 @@ def read_headers(files: Files, path: Path, names: Sequence[Path]) -> Headers:
 def problem_of(headers: Sequence[FileHeader], unreadable: Sequence[tuple[Path, str]] = ()) -> str:
     """The first reason, in words, why files cannot be read as one volume; empty if there is none but their grid."""
     for name, why in unreadable:
-        stray = Slice(name, 0, None, None, None, None, 0, 0, 0, "", (), (0, 0), many=False)
-        return f"a file beside the series {why}, so a slice may be missing ({slice_name(stray)})"
+        said = f"{file_name(name)} beside the series" if headers else file_name(name)
+        return f"{said} {why}" + (" (or remove it, if it is no slice)" if headers else "")
+    kind = kind_of(headers[0])
+    if kind:
+        return f"is {kind}, no volume"
     if not headers[0].series:
         return "no SeriesInstanceUID, so which slices belong together is unknown; export it again"
     if len({header.reference for header in headers}) > 1:
@@ -275,10 +280,3 @@ def _plane_name(plane: Slice) -> str:
 def _unreadable(path: Path, problem: str) -> Series:
     nothing = float("nan")
     return Series(ScanSource(path), "", 0, 0, nothing, (nothing,) * 3, "", "", "", "", (), "", "", problems=(problem,))
-
-
-def matching(found: Headers, series_uid: str) -> Iterator[tuple[tuple[str, str], FileHeader]]:
-    """The headers of volumes with this UID, each with its patient and study."""
-    for header in found.files:
-        if header.series == series_uid and not kind_of(header):
-            yield (header.patient, header.study), header

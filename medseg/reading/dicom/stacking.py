@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,11 @@ def normal_of(orientation: Sequence[float]) -> NDArray[np.float64]:
     """Unit vector across a slice, LPS, such that columns, rows and it are right-handed."""
     row, column = _directions(orientation)
     return np.cross(row, column)
+
+
+def file_name(path: Path) -> str:
+    """How messages name a file whose header is not known."""
+    return path.name if HARMLESS_NAME.match(path.name) else "a file"
 
 
 def stack_slices(slices: Sequence[Slice]) -> Stack:

@@ -4,10 +4,10 @@ import hashlib
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from medseg.errors import DataError
 from medseg.memory import scan_limit_mb
 from medseg.reading.dicom.files import Files, open_files
 from medseg.reading.dicom.headers import FileHeader, Slice, quiet_pydicom
-from medseg.reading.dicom.kinds import CT
+from medseg.reading.dicom.kinds import CT, kind_of
 from medseg.reading.dicom.pixels import stored_pixels
-from medseg.reading.dicom.series import matching, problem_of, read_headers, stack_of
+from medseg.reading.dicom.series import Headers, problem_of, read_headers, stack_of
 from medseg.reading.dicom.stacking import Stack
 from medseg.reading.scan import INT16, Header, Scan, ScanSource, sha256_of_all
 
@@ -100,28 +100,39 @@ def _opened(source: ScanSource) -> Iterator[Files]:
 
 def _judged(source: ScanSource, files: Files) -> _Volume:
     """The headers of a source, refused if they are not those of one volume."""
-    headers: Sequence[FileHeader]
+    names = files.names()
     if source.files:
-        found = read_headers(files, source.path, source.files)
-        headers = found.files
-        if found.unreadable or len(headers) < len(source.files):
-            raise DataError(problem_of((), found.unreadable) or "a file is no DICOM file any more; inspect it again")
+        folders = {name.parent for name in source.files}
+        beside = [name for name in names if name.parent in folders]  # one of them may be a slice that is damaged
+        found = read_headers(files, source.path, beside)
+        wanted = set(source.files)
+        headers = [header for header in found.files if header.file in wanted]
     else:
-        found = read_headers(files, source.path, files.names())
-        groups: dict[tuple[str, str], list[FileHeader]] = defaultdict(list)
-        for owner, header in matching(found, source.series_uid):
-            groups[owner].append(header)
-        if len(groups) != 1:
-            raise DataError(
-                f"{len(groups)} series of this UID in the folder, where one is wanted; list them with `medseg inspect`"
-            )
-        (headers,) = groups.values()
+        found = read_headers(files, source.path, names)
+        headers = _of_one_series(found, source.series_uid)
         folders = {header.file.parent for header in headers}
-        found = replace(found, unreadable=tuple(stray for stray in found.unreadable if stray[0].parent in folders))
-    problem = problem_of(headers, found.unreadable)
+    strays = [(name, why) for name, why in found.unreadable if name.parent in folders]
+    if source.files and len(headers) < len(source.files) and not strays:
+        raise DataError("a file of the series is gone or no longer DICOM; inspect the folder again")
+    problem = problem_of(headers, strays)
     if problem:
         raise DataError(problem)
     return _Volume({header.file: header for header in headers}, stack_of(headers))
+
+
+def _of_one_series(found: Headers, series_uid: str) -> list[FileHeader]:
+    """The volume files of this UID, of one patient and study."""
+    groups: dict[tuple[str, str], list[FileHeader]] = defaultdict(list)
+    for header in found.files:
+        if header.series == series_uid and not kind_of(header):
+            groups[(header.patient, header.study)].append(header)
+    if not groups and found.unreadable:
+        raise DataError(problem_of((), found.unreadable))
+    if len(groups) != 1:
+        raise DataError(
+            f"{len(groups)} series of this UID in the folder, where one is wanted; list them with `medseg inspect`"
+        )
+    return next(iter(groups.values()))
 
 
 def _check_memory(volume: _Volume, files: Files) -> None:
