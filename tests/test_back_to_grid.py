@@ -155,7 +155,7 @@ def test_a_class_that_is_largest_at_no_corner_can_win_between_them() -> None:
     grid = grid_of((5, 1, 1), np.eye(4), (4.0, 1.0, 1.0))
     logits = torch.tensor([[3.0, 0.0], [0.0, 3.0], [2.0, 2.0]])[:, :, None, None]
     assert grid.shape == (2, 1, 1)
-    assert logits_to_label(logits, grid).ravel().tolist() == [0, 2, 2, 2, 1]  # 2.25 < 2 at no inner voxel but ends
+    assert logits_to_label(logits, grid).ravel().tolist() == [0, 0, 2, 1, 1]  # 1.5, 1.5 and 2 in the middle
 
 
 def test_ties_go_to_the_lower_class() -> None:
