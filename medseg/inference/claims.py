@@ -80,8 +80,12 @@ class Claims:
         with suppress(OSError):
             self._own_file().unlink(missing_ok=True)
 
-    def take(self, name: str) -> bool:
+    def take(self, name: str, case_id: str = "") -> bool:
         """Claim a case for this process; False if another process has it.
+
+        Args:
+            name: of its files.
+            case_id: what `medseg status` calls it.
 
         Raises:
             OSError: if OUT cannot be written.
@@ -94,7 +98,8 @@ class Claims:
             if self._lives(claim):
                 return False
             number += 1
-        if not create_once(self._file(name, number), json.dumps({"token": self.token, "process": this_process()})):
+        claim = {"token": self.token, "process": this_process(), "case_id": case_id}
+        if not create_once(self._file(name, number), json.dumps(claim)):
             return False
         self._held[name] = number
         if number and not self._file(name, number - 1).exists():  # its owner ended just now, and another may be first
@@ -159,9 +164,10 @@ class Claims:
         except (OSError, ValueError, KeyError):
             return None
 
-    def current(self) -> dict[str, str]:
-        """Names of the cases in the hands of living processes -> the token of the process."""
-        return {name: str(claim["token"]) for (name, _), claim in self._all_claims().items() if self._lives(claim)}
+    def current(self) -> list[str]:
+        """Ids of the cases in the hands of living processes."""
+        claims = (claim for claim in self._all_claims().values() if self._lives(claim))
+        return sorted(case_id for claim in claims if (case_id := str(claim.get("case_id", ""))))
 
     def _all_claims(self) -> dict[tuple[str, int], dict[str, Any]]:
         """Every claim by the name of its case and its number."""

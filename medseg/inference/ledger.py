@@ -150,7 +150,7 @@ class Ledger:
             OSError: if OUT cannot be written.
         """
         name = record_name(case.case_id)
-        if not self._claims.take(name):
+        if not self._claims.take(name, case.case_id):
             return False
         if name in self._decided and self._records.stamp(name) != self._decided[name]:
             self._claims.release(name)
