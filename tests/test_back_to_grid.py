@@ -199,7 +199,7 @@ def test_a_later_region_wins_and_no_region_is_background() -> None:
     grid = grid_of((4, 1, 1), np.eye(4), (1.0, 1.0, 1.0))
     liver, tumor = torch.tensor([[1.0, 1.0, -1.0, 0.0], [-1.0, 0.1, 2.0, 0.0]])[:, :, None, None]
     assert region_logits_to_label(torch.stack([liver, tumor]), grid, [1, 2]).ravel().tolist() == [1, 2, 2, 0]
-    assert region_logits_to_label(torch.stack([tumor, liver]), grid, [1, 2]).ravel().tolist() == [1, 1, 2, 0]
+    assert region_logits_to_label(torch.stack([tumor, liver]), grid, [2, 1]).ravel().tolist() == [1, 1, 2, 0]
     assert region_logits_to_label(liver[None], grid, [300]).ravel().tolist() == [300, 300, 0, 0]
 
 
