@@ -113,6 +113,27 @@ def training_arguments(
     return arguments + _setting_arguments(settings)
 
 
+def check_nested(files: Sequence[Path], settings: Sequence[tuple[str, Any]]) -> None:
+    """Refuse `a::b` where `a` comes whole from another file: MONAI merges before it looks there, and fails.
+
+    Raises:
+        ConfigError: names the setting and the part to replace instead.
+    """
+    recipe: dict[str, Any] = {}
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".json"]
+    pairs = [pair for content in contents if isinstance(content, dict) for pair in content.items()]
+    for key, value in [*pairs, *settings]:
+        name, *deeper = key.replace("#", "::").split("::")
+        macro = recipe.get(name)
+        if deeper and isinstance(macro, str) and macro.startswith("%"):
+            raise ConfigError(
+                f"{key}: {name} comes whole from {macro[1:].partition('::')[0]} in this recipe; set one of its own "
+                f"names instead (those at its top level, such as learning_rate), or all of {name} in an overlay"
+            )
+        if not deeper:
+            recipe[name] = value
+
+
 def run_arguments(run_id: str, recipe: Path, settings: Sequence[tuple[str, Any]]) -> list[str]:
     """Arguments to `python` for a run id of a recipe that lies in a run's folder."""
     command = ["-m", "monai.bundle", "run", run_id, "--config_file", recipe.as_posix(), *BESIDE_A_RECIPE]

@@ -1,4 +1,5 @@
 import ast
+import json
 import os
 import shlex
 import signal
@@ -40,6 +41,26 @@ SETTINGS = {
     "offset=-1.5": -1.5,
     "run_name=-dash": "-dash",
 }
+
+
+@pytest.fixture
+def by_macro(tmp_path):
+    """A recipe that takes `train` whole from another file."""
+    recipe, overlay = tmp_path / "recipe.json", tmp_path / "overlay.json"
+    recipe.write_text(json.dumps({"train": "%other.json::train", "optimizer": {"lr": 1}, "batch_dice": True}))
+    overlay.write_text(json.dumps({"train": {"loss": {"a": 1}}}))
+    return recipe, overlay
+
+
+@pytest.mark.parametrize("key", ["train::loss::a", "train#loss"])
+def test_setting_within_what_comes_from_another_file_is_refused(by_macro, key):
+    with pytest.raises(ConfigError, match=rf"{key}: train comes whole from other\.json in this recipe; set one of its"):
+        launch.check_nested(by_macro[:1], [(key, 1)])
+
+
+def test_setting_within_what_the_recipe_or_an_overlay_writes_out_passes(by_macro):
+    launch.check_nested(by_macro[:1], [("optimizer::lr", 0.1), ("batch_dice", False)])
+    launch.check_nested(by_macro, [("train::loss::a", 2)])
 
 
 @pytest.mark.parametrize(("text", "value"), SETTINGS.items())

@@ -22,6 +22,23 @@ READ_BY_NAME = {"imports", "without_dataset", "experiment_name", "run_name", "ou
 RUN_IDS = {"initialize", "run", "training", "evaluation", "inference", "cross_validation", "finalize"}
 OWN_IDS = {*DATA_HALF, *PROPERTY_IDS, *READ_BY_NAME, *RUN_IDS}
 SECTIONS = ("train", "validate", "test")  # their entries are settings as well, so a misspelled one must not pass
+LOWEST = {  # of settings that are whole numbers
+    "max_epochs": 1,
+    "val_interval": 1,
+    "checkpoint_interval": 1,
+    "batch_size": 1,
+    "batch_per_process": 1,
+    "accumulation_steps": 1,
+    "patches_per_case": 1,
+    "jobs": 1,
+    "folds": 1,
+    "fold": 0,
+    "patience": 0,
+    "warmup_steps": 0,
+    "num_workers": 0,
+}
+POSITIVE = ("learning_rate", "max_gradient_norm")
+PRECISIONS = ("bfloat16", "float32")
 RUN_OPTIONS = ("run_id", "init_id", "final_id", "config_file", "meta_file", "logging_file", "tracking", "args_file")
 
 
@@ -36,20 +53,42 @@ def recipe_problems(
 
     Args:
         parser: holds the merged recipe, parsed (macros expanded) but not yet resolved.
-        files: the recipe's files; a name that one of them refers to is used, though another overrides the reference.
+        files: the recipe's files; a name that one of them (or a file that it takes parts of) refers to is used,
+            though another overrides the reference.
         asked: ids that the command line sets.
         run_ids: ids that MONAI starts the run with.
     """
     recipe = {id: content for id, content in parser.get().items() if id != ConfigParser.meta_key}
     references = list(_references(recipe))
-    written = [pair for file in files for pair in _references(ConfigParser.load_config_file(file))]
+    contents = [ConfigParser.load_config_file(file) for file in files]
+    contents += [ConfigParser.load_config_file(file) for file in _macro_files(contents)]
+    written = [pair for content in contents for pair in _references(content)]
     return [
         *_unused_names(recipe, references + written, [id.replace("#", "::") for id in asked], run_ids),
         *_dangling(parser, recipe, references),
         *_wrong_targets(parser, recipe),
         *problems(recipe),
         *_wrong_class_lists(recipe),
+        *_wrong_numbers(recipe),
     ]
+
+
+def _wrong_numbers(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that no training can have; expressions and references are known only once the recipe runs."""
+    given = {id: content for id, content in recipe.items() if not _is_expression(content)}
+    for id, lowest in LOWEST.items():
+        if id in given and (type(given[id]) is not int or given[id] < lowest):
+            yield f"{id}: is {given[id]!r}; give a whole number, {lowest} or more"
+    for id in POSITIVE:
+        number = given.get(id, 1.0)
+        if type(number) not in (int, float) or not number > 0:
+            yield f"{id}: is {number!r}; give a number above 0"
+    if given.get("precision", PRECISIONS[0]) not in PRECISIONS:
+        yield f"precision: is {given['precision']!r}; give {' or '.join(map(repr, PRECISIONS))}"
+
+
+def _is_expression(content: Any) -> bool:
+    return isinstance(content, str) and content.startswith(("$", "@"))
 
 
 def _wrong_class_lists(recipe: Mapping[str, Any]) -> Iterator[str]:
@@ -89,6 +128,12 @@ def _references(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(content, str):
             for wanted in ReferenceResolver.match_refs_pattern(content):
                 yield where, wanted
+
+
+def _macro_files(contents: Collection[Mapping[str, Any]]) -> set[str]:
+    """Files that recipes take parts of, `%FILE::ID`."""
+    texts = [text for content in contents for _, text in _items(content) if isinstance(text, str)]
+    return {text[1:].partition("::")[0] for text in texts if text.startswith("%") and ".json" in text}
 
 
 def _is_within(id: str, container: str) -> bool:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from medseg import tracking
 from medseg.bundle import task_metadata, write_bundle
-from medseg.data import Cases
+from medseg.data import Cases, region_volumes
+from medseg.errors import ConfigError
 from medseg.notices import SYNTHETIC
+from medseg.reading import MaskCode
 from workflows import distributed, recipe, resuming
 from workflows.checkpoints import newest_checkpoint
 from workflows.failure import ended_by_signals, failure_line
@@ -49,9 +51,15 @@ class Experiment:
         dataset_dir: where they come from; says whether they are synthetic.
         metadata: file with the metadata that the bundle's own starts from.
         part_of: run folder of the cross-validation that this is a fold of.
+        masks: what the values of mask files mean, where labels are such.
+        register_as: name of the MLflow model that the best model of this run becomes a version of; a fold's does not.
+        alias: what that model calls this version, such as "best".
 
     Attributes:
         results: the latest value of every metric.
+
+    Raises:
+        ConfigError: if an alias is given without a name.
     """
 
     def __init__(
@@ -64,12 +72,19 @@ class Experiment:
         dataset_dir: str,
         metadata: str = "configs/metadata.json",
         part_of: str | None = None,
+        masks: MaskCode | None = None,
+        register_as: str | None = None,
+        alias: str | None = None,
     ) -> None:
+        if alias and not register_as:
+            raise ConfigError(f"alias: {alias!r} needs the name of a registered model; set register_as too")
         self.output_dir, self.experiment_name, self.run_name = Path(output_dir), experiment_name, run_name
         self.cases, self.synthetic = cases, is_synthetic(Path(dataset_dir))
         self.metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
         self.results: dict[str, float] = {}
         self.part_of = None if part_of is None else Path(part_of)
+        self.masks = masks
+        self.register_as, self.alias = (None, None) if self.part_of else (register_as, alias)
         self._run: tracking.Run | None = None
         self._resumed: Path | None = None
         self._checkpoint: dict[str, Any] | None = None
@@ -193,7 +208,14 @@ class Experiment:
             self.run.log_params(recipe.merged_recipe())  # shows what is other now, such as the number of workers
         else:
             self.run.log_recipe(recipe.merged_recipe(), recipe.overrides())
-            self.run.log_data(self.data, split=resuming.split(self.cases))
+            self.run.log_data(self.data, split=resuming.split(self.cases), volumes=self._volumes())
+
+    def _volumes(self) -> list[dict[str, Any]]:
+        """Volumes of the reference regions; of folds, the cross-validation has them."""
+        if self.part_of:
+            return []
+        samples = [*self.cases.training, *self.cases.validation, *self.cases.test]
+        return region_volumes(samples, recipe.merged_recipe()["regions"], self.masks)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep numbers of an epoch for the next `flush`."""
@@ -234,7 +256,7 @@ class Experiment:
     def record_bundle(self) -> None:
         """Record the bundle as it stands now as MLflow's model of the run."""
         if self.records:
-            self.run.log_model(self.folder / "bundle")
+            self.run.log_model(self.folder / "bundle", register_as=self.register_as, alias=self.alias)
 
     def summarize(self) -> None:
         """Say where everything is."""

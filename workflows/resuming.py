@@ -33,6 +33,8 @@ HARMLESS = (
     "checkpoint_interval",
     "chosen_folds",
     "jobs",
+    "register_as",
+    "alias",
 )  # the training stays the same
 
 

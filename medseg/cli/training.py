@@ -49,6 +49,7 @@ def train(
     for file in files:
         if not file.is_file():
             raise ConfigError(f"no recipe or overlay at {file}; a setting is written KEY=VALUE")
+    launch.check_nested(files, settings)
     if not Path("workflows", "__init__.py").is_file():
         raise ConfigError("no workflows/ in this folder: run medseg train in the folder of the medseg checkout")
     if importlib.util.find_spec("monai") is None or importlib.util.find_spec("mlflow") is None:

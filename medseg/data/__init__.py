@@ -1,6 +1,6 @@
 """Data sets: found, split, counted; and the synthetic one."""
 
-from medseg.data.contents import count_labels, fingerprint
+from medseg.data.contents import count_labels, fingerprint, region_volumes
 from medseg.data.datalist import Cases, Sample, find_cases, find_scans
 from medseg.data.partial import PartialLabels, merge_unlabeled, merged_values
 from medseg.data.phantom import make_phantom, phantom_case
@@ -17,4 +17,5 @@ __all__ = [
     "merge_unlabeled",
     "merged_values",
     "phantom_case",
+    "region_volumes",
 ]

@@ -1,15 +1,21 @@
 """What a list of samples holds: a fingerprint of its files, voxels a label."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.data.layouts import Sample
 from medseg.errors import DataError
+from medseg.geometry import voxel_volume_ml
 from medseg.reading import MaskCode, read_label
+
+READERS = 4  # labels read at a time; unpacking them lets others work
 
 
 def fingerprint(samples: Sequence[Sample]) -> dict[str, str | int]:
@@ -66,6 +72,37 @@ def count_labels(
                     f"({Path(sample['label']).name}), but the recipe has 0 to {n_classes - 1}; correct one of them"
                 )
     return counts.tolist()
+
+
+def region_volumes(
+    samples: Sequence[Sample], regions: Mapping[str, Sequence[int]], masks: MaskCode | None = None
+) -> list[dict[str, Any]]:
+    """A row for each sample that has a label: `case_id`, then `<region>_ml`, or `<region>_px` of 2D images.
+
+    A region that was not annotated in a case has no volume in its row.
+
+    Args:
+        samples: cases, whose labels are read.
+        regions: name -> label values.
+        masks: what the values of mask files mean, where labels are such.
+
+    Raises:
+        DataError: if a label cannot be read.
+    """
+    measured = partial(_region_row, regions=regions, masks=masks)
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(measured, [sample for sample in samples if "label" in sample]))
+
+
+def _region_row(sample: Sample, regions: Mapping[str, Sequence[int]], masks: MaskCode | None) -> dict[str, Any]:
+    label = read_label(sample["label"], masks)
+    counts = _value_counts(label.voxels)
+    unit, size = ("px", 1.0) if label.unit == "px" else ("ml", voxel_volume_ml(label.affine))
+    annotated = sample.get("labeled", list(regions))
+    row: dict[str, Any] = {"case_id": sample["case_id"]}
+    for region in (name for name in regions if name in annotated):
+        row[f"{region}_{unit}"] = round(sum(counts.get(value, 0) for value in regions[region]) * size, 3)
+    return row
 
 
 def _value_counts(voxels: NDArray[np.generic]) -> dict[int, int]:

@@ -217,8 +217,8 @@ class Run:
         Args:
             fingerprint: `sha256` of the contents and counts; the artifact `data.json`.
             split: case ids of `training`, `validation`, ...; the artifact `split.json`.
-            volumes: one row a case with `case_id` and `<region>_ml`; the artifact `region_volumes.csv`, and the mean
-                of each region in the dataset.
+            volumes: one row a case with `case_id` and `<region>_ml` (of 2D images `_px`); the artifact
+                `region_volumes.csv`, and the mean of each region in the dataset.
         """
         self._log_json(fingerprint, "data.json")
         tags = flatten(without_folders(dict(fingerprint)))
@@ -229,7 +229,7 @@ class Run:
             profile["split"] = {name: len(case_ids) for name, case_ids in split.items()}
         if volumes:
             self.log_table(volumes, "region_volumes")
-            profile["mean_volume_ml"] = _means_ml(volumes)
+            profile |= {f"mean_volume_{unit}": means for unit in ("ml", "px") if (means := _means(volumes, unit))}
         self._set_tags({f"data.{key}": value for key, value in tags.items()})
         data = {"name": "data", "digest": digest, "profile": json.dumps(profile), "context": "training"}
         self._record({"data": [data]})
@@ -322,10 +322,10 @@ class Run:
         self._outbox.send()
 
 
-def _means_ml(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each `<region>_ml` over the rows that have it."""
-    regions = dict.fromkeys(key.removesuffix("_ml") for row in rows for key in row if key.endswith("_ml"))
-    volumes = {region: [float(row[f"{region}_ml"]) for row in rows if f"{region}_ml" in row] for region in regions}
+def _means(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, float]:
+    """Mean of each `<region>_<unit>` over the rows that have it."""
+    columns = dict.fromkeys(key for row in rows for key in row if key.endswith(f"_{unit}"))
+    volumes = {key.removesuffix(f"_{unit}"): [float(row[key]) for row in rows if key in row] for key in columns}
     return {region: round(sum(found) / len(found), 3) for region, found in volumes.items()}
 
 

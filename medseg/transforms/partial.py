@@ -44,7 +44,7 @@ class MergeUnlabeledd(Transform):
         if self.partial_labels is None:
             raise DataError(
                 f"case {data['case_id']!r}: only {', '.join(data['labeled'])} was annotated, but training is not told; "
-                "set partial_labels of train::preprocessing and merged of train::loss as configs/unet_liver.json does"
+                "set partial_labels of train::preprocessing and merged of loss as configs/unet_liver.json does"
             )
         try:
             voxels = self.partial_labels(data["label"].voxels, data["labeled"])

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.data import count_labels, fingerprint
+from medseg.data import count_labels, fingerprint, region_volumes
 from medseg.errors import DataError
 
 AFFINE = np.diag([-0.75, 1.5, 2.5, 1.0])
@@ -34,6 +34,22 @@ def test_fingerprint_counts_and_has_no_path(samples, tmp_path):
     assert {name: found[name] for name in ("cases", "labels", "files")} == {"cases": 3, "labels": 2, "files": 5}
     assert len(found["sha256"]) == 64
     assert tmp_path.name not in str(found)
+
+
+def test_volumes_of_regions_are_those_of_counted_voxels(samples):
+    rows = region_volumes(
+        [*samples, {"image": samples[0]["image"], "case_id": "test"}], {"liver": [1, 2], "tumor": [2]}
+    )
+    assert [row["case_id"] for row in rows] == ["case0", "case1"]
+    for row, values in zip(rows, VALUES, strict=True):
+        voxel_ml = 0.75 * 1.5 * 2.5 / 1000
+        assert row["liver_ml"] == pytest.approx(np.count_nonzero(values) * voxel_ml, abs=6e-4)
+        assert row["tumor_ml"] == pytest.approx(np.count_nonzero(values == 2) * voxel_ml, abs=6e-4)
+
+
+def test_region_that_was_not_annotated_has_no_volume(samples):
+    [row] = region_volumes([samples[0] | {"labeled": ["tumor"]}], {"liver": [1, 2], "tumor": [2]})
+    assert set(row) == {"case_id", "tumor_ml"}
 
 
 def test_fingerprint_is_that_of_a_copy_in_another_place_and_order(samples, tmp_path):

@@ -7,6 +7,7 @@ from monai.bundle import ConfigParser
 
 from workflows.checks import reached, recipe_problems
 
+RECIPES = ("unet_liver", "unet_hippocampus", "unet_images")
 ROOT = Path(__file__).parents[2]
 RECIPE = {
     "_about_": "tiny",
@@ -63,7 +64,16 @@ def test_a_sound_recipe_passes():
 
 
 @pytest.mark.parametrize(
-    "names", [["unet_liver"], ["unet_liver", "quick"], ["unet_liver", "slices_2d"], ["unet_hippocampus"]], ids="+".join
+    "names",
+    [
+        ["unet_liver"],
+        ["unet_liver", "quick"],
+        ["unet_liver", "slices_2d"],
+        ["unet_hippocampus"],
+        *([recipe, overlay] for recipe in RECIPES for overlay in ("nnunet_schedule", "multi_gpu")),
+        ["unet_hippocampus", "regions"],
+    ],
+    ids="+".join,
 )
 def test_the_projects_recipes_pass(names, monkeypatch):
     monkeypatch.chdir(ROOT)  # macros name files from there
@@ -180,6 +190,28 @@ def test_the_data_half_is_checked_too():
     recipe = changed(in_channels=2, patch_size="$[8, 8, 8]", inferer={"_target_": "SimpleInferer"})
     found = problems_of(recipe, run_ids=["checking"])
     assert [problem.split(":")[0] for problem in found] == ["patch_size", "inferer", "in_channels"]
+
+
+@pytest.mark.parametrize(
+    ("id", "value", "advice"),
+    [
+        ("max_epochs", 0, "give a whole number, 1 or more"),
+        ("max_epochs", 2.5, "give a whole number, 1 or more"),
+        ("patience", True, "give a whole number, 0 or more"),
+        ("num_workers", -1, "give a whole number, 0 or more"),
+        ("learning_rate", 0, "give a number above 0"),
+        ("learning_rate", float("nan"), "give a number above 0"),
+        ("max_gradient_norm", "high", "give a number above 0"),
+        ("precision", "bf16", "give 'bfloat16' or 'float32'"),
+    ],
+)
+def test_a_number_that_no_training_can_have_is_refused(id, value, advice):
+    assert f"{id}: is {value!r}; {advice}" in problems_of(changed(**{id: value}))
+
+
+def test_a_number_that_is_known_only_when_the_recipe_runs_passes():
+    found = problems_of(changed(batch_size="$@max_epochs * 2", learning_rate="@max_epochs"))
+    assert not [problem for problem in found if "give a" in problem]
 
 
 def test_reached_follows_references_all_the_way():

@@ -35,6 +35,7 @@ def trained(phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPath
     runs = tmp_path_factory.mktemp("runs")
     files = f"['configs/unet_liver.json','{tiny_overlay}']"
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", files]
+    command += ["--register_as", "liver", "--alias", "best"]
     done = subprocess.run(
         [*command, "--dataset_dir", str(phantom), "--output_dir", str(runs)],
         cwd=CHECKOUT,
@@ -71,7 +72,17 @@ def test_a_training_leaves_a_whole_bundle_pictures_tables_and_a_finished_run(tra
     assert sum(parts) == pytest.approx(run.data.metrics["train_loss"], rel=1e-5)
     assert 0 <= run.data.metrics["data_wait_share"] < 1
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"bundle", "validation_cases.csv", "held_out_cases.csv", "pictures", "recipe.json"} <= artifacts
+    assert client.get_model_version_by_alias("liver", "best").run_id == run.info.run_id
+    [data] = run.inputs.dataset_inputs
+    assert set(json.loads(data.dataset.profile)["mean_volume_ml"]) == {"liver", "tumor"}
+    assert {
+        "bundle",
+        "region_volumes.csv",
+        "validation_cases.csv",
+        "held_out_cases.csv",
+        "pictures",
+        "recipe.json",
+    } <= artifacts
 
 
 def test_the_best_model_is_the_one_that_validation_found_best(trained: Path) -> None:
