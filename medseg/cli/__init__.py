@@ -11,12 +11,12 @@ import typer
 
 from medseg import __version__
 
-from medseg.cli import training, inspect, predict, phantom, runs, bundles, machine  # isort: skip (the order of --help)
+from medseg.cli import training, inspect, predict, status, phantom, runs, bundles, machine  # isort: skip (the order of --help)
 from medseg.cli.common import UNEXPECTED, USAGE, app, one_line, say
 from medseg.errors import ConfigError, DataError
 from medseg.notices import NOT_A_DEVICE
 
-__all__ = ["app", "bundles", "inspect", "machine", "main", "phantom", "predict", "runs", "training"]
+__all__ = ["app", "bundles", "inspect", "machine", "main", "phantom", "predict", "runs", "status", "training"]
 
 
 def main() -> None:

@@ -37,9 +37,7 @@ def status(
     typer.echo(f"model:   {found.model or 'unknown'}")
     typer.echo(f"cases:   {', '.join(f'{count} {name}' for name, count in found.counts.items() if count) or 'none'}")
     if processes:
-        left = (
-            "not known yet" if found.seconds_left is None else f"about {timedelta(seconds=round(found.seconds_left))}"
-        )
+        left = f"about {timedelta(seconds=round(found.seconds_left))}" if found.seconds_left else "not known yet"
         typer.echo(f"in work: {', '.join(found.current) or 'none'}")
         typer.echo(f"running: process {', '.join(map(str, processes))}; time left: {left}")
     elif found.counts["pending"]:

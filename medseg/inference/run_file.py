@@ -2,7 +2,6 @@
 
 import json
 import platform
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
