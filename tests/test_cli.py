@@ -2,9 +2,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +12,6 @@ import medseg.inference
 import medseg.tracking
 from medseg import __version__, cli, doctor, launch
 from medseg.errors import ConfigError, DataError
-from medseg.writing import write_nifti
 
 
 def medseg_command(*arguments):
@@ -30,44 +27,12 @@ def run(monkeypatch, *arguments):
 
 
 @pytest.fixture
-def scans(tmp_path):
-    folder = tmp_path / "scans"
-    for name in ("a", "b"):
-        write_nifti(np.zeros((5, 6, 7), np.int16), np.diag([1.0, 2, 3, 1]), folder / f"{name}.nii.gz")
-    return folder
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """A prediction that does nothing but note what it was asked; its rows can be set."""
-    asked = SimpleNamespace(rows=[{"case_id": "a", "status": "done"}, {"case_id": "b", "status": "done"}])
-    bundle = SimpleNamespace(
-        channels=["ct"], unit="mm", notice="not a medical device; trained on synthetic data, not for patients"
-    )
-
-    def predict_folder(samples, out, bundle, *, device, on_row):
-        asked.case_ids, asked.out, asked.device = [sample["case_id"] for sample in samples], out, device
-        for row in asked.rows:
-            on_row(row)
-        return asked.rows
-
-    def open_bundle(model):
-        asked.model = model
-        return bundle
-
-    monkeypatch.setattr(medseg.bundle, "open_bundle", open_bundle)
-    monkeypatch.setattr(medseg.inference, "predict_folder", predict_folder)
-    monkeypatch.setattr(doctor, "choose_device", lambda name: f"chosen {name}")
-    return asked
-
-
-@pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder with a recipe, an overlay and `workflows/`, where trainings are only noted."""
     monkeypatch.chdir(tmp_path)
     for file in ("configs/unet_liver.json", "configs/quick.json", "workflows/__init__.py"):
         Path(file).parent.mkdir(exist_ok=True)
-        Path(file).touch()
+        Path(file).write_text("{}", encoding="utf-8")
     noted = []
     monkeypatch.setattr(launch, "train", lambda arguments: noted.append(arguments) or 4)
     return noted
@@ -171,70 +136,6 @@ def test_training_without_the_extra_is_refused(checkout, monkeypatch, capsys):
     assert capsys.readouterr().err == "medseg: training needs MONAI and MLflow: pip install 'medseg[train]'\n"
 
 
-def test_every_scan_is_predicted_and_the_notice_shown(asked, scans, tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "runs/x", "--device", "cuda:1") == 0
-    assert (asked.case_ids, asked.out, asked.model) == (["a", "b"], tmp_path / "out", "runs/x")
-    assert asked.device == "chosen cuda:1"
-    captured = capsys.readouterr()
-    assert captured.out == (
-        f"2 done, 0 failed, 0 with warnings: see {tmp_path / 'out' / 'report.csv'}\n"
-        "not a medical device; trained on synthetic data, not for patients\n"
-    )
-    assert captured.err == ""
-
-
-def test_failed_scan_is_a_line_and_another_exit_code(asked, scans, tmp_path, monkeypatch, capsys):
-    asked.rows = [
-        {"case_id": "a", "status": "failed", "message": "scan 'a.nii.gz' is truncated"},
-        {"case_id": "b", "status": "done", "warnings": "units unknown"},
-    ]
-    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "m") == 3
-    captured = capsys.readouterr()
-    assert captured.err == "a: scan 'a.nii.gz' is truncated\n"
-    assert captured.out.startswith("1 done, 1 failed, 1 with warnings: ")
-
-
-def test_bar_is_drawn_on_a_terminal_alone_and_failures_above_it(asked, scans, tmp_path, monkeypatch, capsys):
-    asked.rows[0] = {"case_id": "a", "status": "failed", "message": "[bold] is no markup"}
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "dumb")
-    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "m") == 3
-    error = capsys.readouterr().err
-    assert "a: [bold] is no markup" in error
-    assert "2/2" in error
-
-
-@pytest.mark.parametrize("out", [".", "masks"])
-def test_masks_are_not_written_among_the_scans(asked, scans, monkeypatch, capsys, out):
-    assert run(monkeypatch, "predict", scans, scans / out, "--model", "m") == 2
-    assert capsys.readouterr().err.endswith("masks would be taken for scans; choose another OUT\n")
-    assert not hasattr(asked, "out")
-
-
-def test_masks_of_one_scan_may_lie_beside_it(asked, scans, monkeypatch):
-    assert run(monkeypatch, "predict", scans / "a.nii.gz", scans, "--model", "m") == 0
-    assert asked.case_ids == ["a"]
-
-
-def test_out_that_is_a_file_is_refused(asked, scans, tmp_path, monkeypatch, capsys):
-    (tmp_path / "out").touch()
-    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", "m") == 2
-    assert capsys.readouterr().err == f"medseg: {tmp_path / 'out'} is a file; OUT must be a folder\n"
-
-
-def test_missing_scans_are_one_line(asked, tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, "predict", tmp_path / "absent", tmp_path / "out", "--model", "m") == 2
-    assert capsys.readouterr().err == "medseg: scans 'absent': no such file or folder; check the path\n"
-    assert not (tmp_path / "out").exists()
-
-
-def test_missing_model_is_one_line(scans, tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, "predict", scans, tmp_path / "out", "--model", tmp_path / "absent") == 2
-    error = capsys.readouterr().err
-    assert error.startswith("medseg: ")
-    assert error.count("\n") == 1
-
-
 @pytest.mark.parametrize("arguments", [["predict", "scans"], ["predict", "a", "b"], ["predikt"], ["--versoin"]])
 def test_wrong_usage_is_exit_code_two(monkeypatch, arguments):
     assert run(monkeypatch, *arguments) == 2
@@ -315,11 +216,3 @@ def test_doctor_answers_for_real():
     done = subprocess.run(medseg_command("doctor"), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"medseg:    {__version__}, not a medical device\nsystem: ")
-
-
-def test_folder_of_scans_without_a_model_fails_for_real(scans, tmp_path):
-    command = medseg_command("predict", scans, tmp_path / "out", "--model", "absent")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("medseg: ")
-    assert done.stderr.count("\n") == 1

@@ -1,51 +1,177 @@
 """`medseg predict`."""
 
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.common import FAILED, app, progress
+from medseg.cli.common import FAILED, app, progress, say
 from medseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from medseg.inference.batch import FolderRun, Outcome
+
+STOPPED, BY_SIGNAL = 4, 128  # exit codes: stopped early; 128 + the signal's number, 130 for Ctrl-C
+PRECISIONS = ("float32", "bfloat16", "float16")
+IDS = ("default", "original", "pseudonym")
 
 
 @app.command()
 def predict(
     scans: Annotated[
-        Path, typer.Argument(metavar="SCANS", help="Folder of scans (NIfTI, NRRD, MHA) or images, or one.")
+        Path, typer.Argument(metavar="SCANS", help="Folder of scans, DICOM series or images; a zip, a file, cases.csv.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for masks and report.csv.")],
-    model: Annotated[str, typer.Option(help="Bundle folder, its zip, run folder, or MLflow run id.")],
+    model: Annotated[str, typer.Option(help="Bundle folder, its zip, run folder, or MLflow run id.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16, instead of the model's.")] = "",
+    mirroring: Annotated[bool, typer.Option("--mirroring", help="Average over mirrored windows; slow.")] = False,
+    ids: Annotated[str, typer.Option(help="What cases are called: default, original, pseudonym.")] = "default",
+    all_series: Annotated[bool, typer.Option("--all-series", help="Every DICOM series, not one a study.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many cases.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed before.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Tell changes by every byte of scans and masks.")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Do all again where OUT has another model's masks.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failure.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON an event.")] = False,
 ) -> None:
     """Segment scans and measure.
 
-    Writes one mask a scan on the scan's own grid, and one row a scan in report.csv. Exit code 3: some scans failed.
+    Writes one mask a scan on the scan's own grid, and one row a scan in report.csv; run again, it does what is missing
+    or has changed. Exit code 3: some scans failed; 4: stopped early; 130: Ctrl-C.
     """
-    if out.resolve().is_relative_to(scans.resolve()):
+    _check(scans, out, ids, precision)
+    try:
+        from medseg.bundle import open_bundle
+        from medseg.inference.batch import FolderRun, Options
+        from medseg.inference.cases import cases_in
+        from medseg.inference.identity import open_key, write_key_table
+        from medseg.models import chosen_model
+
+        bundle = open_bundle(chosen_model(model))
+        with _writing_out():
+            key = b"dry run" if dry_run and not out.is_dir() else open_key(out)
+        cases = cases_in(scans, channels=bundle.channels, unit=bundle.unit, ids=ids, key=key, all_series=all_series)
+        options = Options(
+            precision=precision or None,  # type: ignore[arg-type] # checked
+            mirroring=mirroring,
+            redo=redo,
+            retry_failed=retry_failed,
+            verify=verify,
+            strict=strict,
+            limit=limit,
+            isolate=os.environ.get("MEDSEG_IN_PROCESS") != "1",
+            root=scans if scans.is_dir() else scans.parent,
+        )
+        with _writing_out():
+            if not dry_run:
+                write_key_table(out, cases)
+            run = FolderRun(cases, out, bundle, device=device, options=options, dry=dry_run)
+        if dry_run:
+            _forecast(run, as_json=as_json)
+            return
+        outcome = _do(run, as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(BY_SIGNAL + 2) from None
+    raise typer.Exit(_end(run, outcome, as_json=as_json))
+
+
+def _check(scans: Path, out: Path, ids: str, precision: str) -> None:
+    if scans.is_dir() and out.resolve().is_relative_to(scans.resolve()):
         raise ConfigError(f"{out} lies inside {scans}: masks would be taken for scans; choose another OUT")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; OUT must be a folder")
-    from medseg.bundle import open_bundle
-    from medseg.data import find_scans
+    for name, value, known in (("ids", ids, IDS), ("precision", precision or PRECISIONS[0], PRECISIONS)):
+        if value not in known:
+            raise ConfigError(f"--{name} is {value!r}; use {', '.join(known)}")
 
-    bundle = open_bundle(model)
-    samples = find_scans(scans, channels=bundle.channels, images=bundle.unit == "px")
-    from medseg.doctor import choose_device
-    from medseg.inference import predict_folder
 
-    chosen = choose_device(device)
-    with progress(len(samples)) as (advance, note):
+def _do(run: "FolderRun", *, as_json: bool) -> "Outcome":
+    """Do a run; tell each case as JSON, or failures alone and the time left."""
+    started, tried, total = time.monotonic(), 0, len(run.todo)
+    if as_json:
+        _event("start", cases=len(run.cases), to_do=total, **run.told)
+    with progress(total if not as_json else 0) as (advance, note):
 
         def on_row(row: dict[str, Any]) -> None:
-            if row["status"] == "failed":
+            nonlocal tried
+            tried += 1
+            left = (time.monotonic() - started) / tried * max(0, total - tried)
+            if as_json:
+                _event("case", **row, seconds_left=round(left))
+            elif row["status"] == "failed":
                 note(f"{row['case_id']}: {row['message']}")
             advance()
 
-        out.mkdir(parents=True, exist_ok=True)
-        rows = predict_folder(samples, out, bundle, device=chosen, on_row=on_row)
-    failed = sum(row["status"] == "failed" for row in rows)
-    warned = sum(bool(row.get("warnings")) for row in rows)
-    typer.echo(f"{len(rows) - failed} done, {failed} failed, {warned} with warnings: see {out / 'report.csv'}")
-    typer.echo(bundle.notice)
-    raise typer.Exit(FAILED if failed else 0)
+        return run.do(on_row)
+
+
+def _end(run: "FolderRun", outcome: "Outcome", *, as_json: bool) -> int:
+    """Say how a run ended; its exit code."""
+    counts = Counter(row["status"] for row in outcome.rows)
+    warned = sum(bool(row.get("warnings")) for row in outcome.rows)
+    code = FAILED if counts["failed"] else 0
+    if outcome.signal:
+        code = BY_SIGNAL + outcome.signal
+    elif outcome.stop is not None:
+        code = STOPPED
+    stopped = outcome.stop.message if outcome.stop else ""
+    if as_json:
+        _event("end", **counts, with_warnings=warned, stopped=stopped, exit_code=code)
+        return code
+    if stopped:
+        say(f"stopped: {stopped}")
+    others = "".join(f", {counts[status]} {status}" for status in ("skipped", "edited", "pending") if counts[status])
+    before = f" ({run.failed_before} failed before: --retry-failed does them again)" if run.failed_before else ""
+    typer.echo(
+        f"{counts['done']} done, {counts['failed']} failed, {warned} with warnings{others}: "
+        f"see {run.out / 'report.csv'}{before}"
+    )
+    typer.echo(run.bundle.notice)
+    return code
+
+
+def _forecast(run: "FolderRun", *, as_json: bool) -> None:
+    """Say what a run would take."""
+    import shutil
+
+    from medseg.inference.estimates import forecast
+    from medseg.memory import available_mb
+
+    found = forecast(run.todo, run.bundle, run.rows)
+    folder = next(path for path in (run.out, *run.out.resolve().parents) if path.is_dir())
+    free_mb = shutil.disk_usage(folder).free / 2**20
+    if as_json:
+        sizes = {"memory_mb": round(found.memory_mb), "disk_mb": round(found.disk_mb), "seconds": found.seconds}
+        _event("forecast", cases=found.cases, to_do=len(run.todo), **sizes)
+        return
+    for case_id, told in found.cases.items():
+        typer.echo(f"{case_id}: {told}")
+    took = "known once a case is done" if found.seconds is None else f"about {timedelta(seconds=round(found.seconds))}"
+    typer.echo(
+        f"{len(run.todo)} of {len(run.cases)} cases to do; memory beside the network: {found.memory_mb:.0f} MB for the "
+        f"largest ({available_mb()} free); masks: at most {found.disk_mb:.0f} MB ({free_mb:.0f} free); time: {took}"
+    )
+
+
+def _event(name: str, **content: Any) -> None:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    typer.echo(json.dumps({"event": name, "time": at, **content}, default=str))
+
+
+@contextmanager
+def _writing_out() -> Iterator[None]:
+    """Say in one line that OUT cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"OUT cannot be written ({reason}); free space, or choose another folder") from error

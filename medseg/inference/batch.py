@@ -5,8 +5,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -131,9 +129,12 @@ class FolderRun:
         bundle: the model.
         device: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:N"`.
         options: how.
+        dry: only decide; nothing is written, and the run cannot be done.
 
     Attributes:
         todo: the cases that are to be done.
+        told: model, precision and device, as each row tells them.
+        failed_before: cases that failed in an earlier run and are left so.
 
     Raises:
         ConfigError: if OUT was made with another model or other settings.
@@ -147,14 +148,19 @@ class FolderRun:
         *,
         device: str = "cpu",
         options: Options | None = None,
+        dry: bool = False,
     ) -> None:
         self.cases, self.out, self.bundle, self.device = cases, out, bundle, device
         self.options = options or Options()
         settings = RunSettings.of(bundle, precision=self.options.precision, mirroring=self.options.mirroring)
         model = f"{bundle.name} {bundle.version}" + (f" ({SYNTHETIC})" if bundle.synthetic else "")
-        self._told = {"model": model, "precision": settings.precision, "device": device}
-        out.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger.open(out, settings, redo=self.options.redo)
+        self.told = {"model": model, "precision": settings.precision, "device": device}
+        if dry:
+            self.ledger = Ledger(out, settings)
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            self.ledger = Ledger.open(out, settings, redo=self.options.redo)
+        self.failed_before = 0
         self._rows: dict[str, Row] = {}
         self._lesions: dict[str, list[Row]] = {}
         self._held: list[tuple[Case, Row]] = []  # failures that may turn out not to be the case's fault
@@ -162,9 +168,14 @@ class FolderRun:
         self._tables = Tables(out, bundle, cases)
         self._on_row: Callable[[Row], None] | None = None
         self._supervisor = Supervisor(
-            partial(self._make_worker), self, strict=self.options.strict, patience_s=self.options.patience_s
+            self._make_worker, self, strict=self.options.strict, patience_s=self.options.patience_s
         )
-        self.todo = list(islice((case for case in cases if self._is_to_do(case)), self.options.limit))
+        self.todo = [case for case in cases if self._is_to_do(case)][: self.options.limit]
+
+    @property
+    def rows(self) -> list[Row]:
+        """One row a case, as far as it is known; "pending" where it is not."""
+        return list(self._rows.values())
 
     def do(self, on_row: Callable[[Row], None] | None = None) -> Outcome:
         """Do what is to be done; loads nothing if that is nothing.
@@ -216,7 +227,7 @@ class FolderRun:
 
     def failed(self, case: Case, failure: Failure) -> None:
         """Note a case that has failed; it is recorded once it is known that the run can go on."""
-        row = self._row(case) | {"status": "failed", "message": failure.message}
+        row = self._row(case) | {"status": "failed", "message": failure.message, "seconds": failure.seconds}
         self._lesions[case.case_id] = []
         if failure.cause in OF_THE_CASE:
             self._held.append((case, row))
@@ -253,6 +264,7 @@ class FolderRun:
         decision = self.ledger.decide(case, verify=self.options.verify, retry_failed=self.options.retry_failed)
         if decision.action == "do":
             return True
+        self.failed_before += decision.action == "failed"
         status = {"status": STATUSES[decision.action]}
         if decision.action == "busy":
             status["message"] = "another process is at it"
@@ -260,7 +272,7 @@ class FolderRun:
         return False
 
     def _row(self, case: Case) -> Row:
-        told = self._told | ({"device": self._supervisor.device} if self._supervisor.device else {})
+        told = self.told | ({"device": self._supervisor.device} if self._supervisor.device else {})
         return {**case.extra, "case_id": case.case_id, **told}
 
     def _finished_rows(self, stop: Stop | None) -> tuple[list[Row], Stop | None]:
@@ -280,8 +292,8 @@ class FolderRun:
             others = {case_id: row for case_id, row in known.items() if case_id not in self._rows}
             self._tables.write((self._rows | others).values(), self.ledger.lesions())
         except OSError as error:
-            return list(self._rows.values()), _no_record(error)
-        return list(self._rows.values()), None
+            return self.rows, _no_record(error)
+        return self.rows, None
 
     def _all_lesions(self) -> Iterator[Row]:
         return (lesion for lesions in self._lesions.values() for lesion in lesions)

@@ -57,13 +57,13 @@ class Forecast(NamedTuple):
     """What a run will take.
 
     Attributes:
-        lines: one a case.
+        cases: what each case will take, or why it will fail, by its id.
         memory_mb: of the largest case, beside the network.
         disk_mb: of all masks, at most.
         seconds: of all cases; None if nothing is known about the model's speed here.
     """
 
-    lines: list[str]
+    cases: dict[str, str]
     memory_mb: float
     disk_mb: float
     seconds: float | None
@@ -77,15 +77,15 @@ def forecast(cases: Iterable[Case], bundle: Bundle, rows: Iterable[Mapping[str, 
         bundle: the model.
         rows: of the report as far as it exists.
     """
-    lines, memory, disk, readable = [], 0.0, 0.0, 0
+    told, memory, disk, readable = {}, 0.0, 0.0, 0
     for case in cases:
         try:
             needs = needs_of(case, bundle)
         except (ValueError, OSError) as error:
-            lines.append(f"{case.case_id}: will fail: {one_line(error)}")
+            told[case.case_id] = f"will fail: {one_line(error)}"
             continue
-        lines.append(f"{case.case_id}: {needs.voxels / 1e6:.1f} million voxels, {needs.memory_mb:.0f} MB of memory")
+        told[case.case_id] = f"{needs.voxels / 1e6:.1f} million voxels, {needs.memory_mb:.0f} MB of memory"
         memory, disk, readable = max(memory, needs.memory_mb), disk + needs.disk_mb, readable + 1
     took = [float(row["seconds"]) for row in rows if row.get("status") == "done" and row.get("seconds")]
     known = sum(took) / len(took) if took else bundle.metadata.get("seconds_per_case")
-    return Forecast(lines, memory, disk, None if known is None else float(known) * readable)
+    return Forecast(told, memory, disk, None if known is None else float(known) * readable)

@@ -42,11 +42,13 @@ class Failure(NamedTuple):
         cause: whose fault it was.
         message: one line for the report, without folders.
         step: in which step it happened.
+        seconds: that were spent on the case.
     """
 
     cause: Cause
     message: str
     step: Step = "read"
+    seconds: float | None = None
 
     @property
     def breaks_worker(self) -> bool:

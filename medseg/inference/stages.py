@@ -1,5 +1,6 @@
 """What is done with one case: read and prepared, segmented, written and measured; each in its own thread if wanted."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from medseg.inference.tables import mask_path
 from medseg.inference.training_range import outside_range
 from medseg.memory import peak_memory_mb
 from medseg.reading import Header, Scan, read_channels, read_header, scan_stem
+from medseg.reading.plausibility import check_hu
 from medseg.report.measurements import measure, measure_image
 from medseg.writing import write_mask_png, write_nifti
 
@@ -46,6 +48,7 @@ class Job:
 
     case: Case
     step: Step = "read"
+    since: float = 0.0
     need_mb: float = 0.0
     seconds: float = 0.0
     scans: tuple[Scan, ...] = ()
@@ -82,10 +85,13 @@ class Stages:
 
     def read(self, job: Job) -> None:
         """Voxels of all channels, prepared for the network."""
-        started = time.monotonic()
+        job.since = time.monotonic()
         self._begin(job, "read")
         sources = job.case.sources
         job.scans = read_channels(sources, self.bundle.channels)
+        if self.bundle.modality == "CT":
+            names = [source.path.name for source in sources] * len(job.scans)  # one file may hold all channels
+            job.scans = tuple(check_hu(scan, name) for scan, name in zip(job.scans, names, strict=False))
         headers = [Header(scan.voxels.shape, scan.affine, "", scan.voxels.nbytes) for scan in job.scans]
         self.check_disk(self.out, needs_of_scans(headers, self.bundle).disk_mb)
         job.warnings += [warning for scan in job.scans for warning in scan.warnings]
@@ -94,11 +100,11 @@ class Stages:
         with torch.inference_mode():
             job.prepared = self.predictor.prepare(job.scans)
         job.notes += job.prepared.notes
-        job.seconds += time.monotonic() - started
+        job.seconds += time.monotonic() - job.since
 
     def network(self, job: Job) -> None:
         """Labels of the network; where memory does not suffice, again with less at a time."""
-        started = time.monotonic()
+        job.since = time.monotonic()
         while job.label is None:
             try:
                 self._begin(job, "network")
@@ -110,11 +116,11 @@ class Stages:
                     raise
                 job.warnings.append(f"memory did not suffice: {less}")
         job.prepared = None
-        job.seconds += time.monotonic() - started
+        job.seconds += time.monotonic() - job.since
 
     def write(self, job: Job) -> None:
         """Mask cleaned up and on disk, measured."""
-        started = time.monotonic()
+        job.since = time.monotonic()
         self._begin(job, "finish")
         if job.label is None:
             raise RuntimeError("no label map to write")
@@ -128,7 +134,7 @@ class Stages:
             write_nifti(label, affine, target)
         self._begin(job, "measure")
         measured, lesions = self._measure(label, affine)
-        job.seconds += time.monotonic() - started
+        job.seconds += time.monotonic() - job.since
         row: Row = {
             "status": "done",
             "message": "",
@@ -154,7 +160,8 @@ class Stages:
             mask_path(self.out, job.case, self.bundle).unlink(missing_ok=True)
         job.scans, job.prepared, job.label = (), None, None
         failure = failure_of(error, job.step, root=self.root)
-        return failure._replace(message=without_names(failure.message, job.case))
+        seconds = round(job.seconds + time.monotonic() - job.since, 2)
+        return failure._replace(message=without_names(failure.message, job.case), seconds=seconds)
 
     def peak_memory_mb(self) -> int:
         """Largest memory held so far, in MB: the GPU's where one is used, else the process's."""
@@ -175,10 +182,10 @@ class Stages:
 
 
 def without_names(message: str, case: Case) -> str:
-    """A message in which folders are gone, and a file's name too where the case id does not tell it anyway."""
+    """A message in which folders are gone, and of a case with a pseudonym also the names of its files."""
     for source in case.sources:
-        message = message.replace(f"{source.path.parent}{'/'}", "").replace(str(source.path.parent), "")
-        name, stem = source.path.name, scan_stem(source.path)
-        if stem and stem not in case.case_id:
-            message = message.replace(name, case.case_id).replace(stem, case.case_id)
+        message = message.replace(f"{source.path.parent}{os.sep}", "").replace(str(source.path.parent), "")
+        if case.keyed:
+            for name in (source.path.name, scan_stem(source.path)):
+                message = message.replace(name, case.case_id) if name else message
     return message
