@@ -6,14 +6,14 @@ content of the case's files and by every setting of the preparation, so that nei
 
 import logging
 import multiprocessing
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 from monai.transforms import Compose, RandomizableTrait, Transform
 from torch import Tensor
@@ -23,6 +23,7 @@ from medseg.data.cache_files import describe_folder, packed, preparation_key, un
 from medseg.data.contents import fingerprint
 from medseg.data.layouts import Sample
 from medseg.errors import ConfigError, DataError
+from medseg.memory import available_mb
 from medseg.reading import read_grid
 from medseg.writing import aside
 
@@ -74,16 +75,23 @@ class CachedCases(Dataset[Any]):
         first = self._prepared(self.data[0])
         needed = round(size_of(first) * relative_size(self.data))
         copies = 1 + (loader_workers if multiprocessing.get_start_method() == "spawn" else 0)
-        place = choose_place(cache, needed, needed * copies, Path(cache_dir), name, len(self.data))
+        place = choose_place(
+            cache,
+            needed,
+            needed * copies,
+            Path(cache_dir),
+            name=name,
+            count=len(self.data),
+            present=lambda: sum(file.stat().st_size for file in self._places(cache_dir) if file.is_file()),
+        )
         with ThreadPoolExecutor(num_workers) as pool:
             try:
                 if place == "memory":
                     self.kept = [first, *pool.map(self._prepared, self.data[1:])]
                 elif place == "disk":
-                    folder = Path(cache_dir) / preparation_key(transform.transforms[: self.first_random])
-                    self.files = [folder / f"{str(fingerprint([sample])['sha256'])[:32]}.pt" for sample in self.data]
-                    list(pool.map(self._stored, range(len(self.data))))
-                    describe_folder(folder, name)
+                    self.files = self._places(cache_dir)
+                    describe_folder(self.files[0].parent, name)  # first: `medseg cache` clears half-made ones too
+                    list(pool.map(self._stored, own_order(len(self.data))))
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -104,6 +112,14 @@ class CachedCases(Dataset[Any]):
     def _prepared(self, sample: Sample) -> dict[str, Any]:
         return self.transform(dict(sample), end=self.first_random, threading=True)
 
+    def _places(self, cache_dir: str | Path) -> list[Path]:
+        """The file of each sample; every file that a sample names is hashed once."""
+        if not self.files:
+            folder = Path(cache_dir) / preparation_key(self.transform.transforms[: self.first_random])
+            names = [f"{str(fingerprint([sample])['sha256'])[:32]}.pt" for sample in self.data]
+            return [folder / name for name in names]
+        return self.files
+
     def _stored(self, index: int) -> dict[str, Any]:
         """The prepared sample from its file; made first where there is none that can be read."""
         path = self.files[index]
@@ -119,7 +135,14 @@ class CachedCases(Dataset[Any]):
 
 
 def choose_place(
-    cache: Place | Literal["auto"], needed: int, in_memory: int, cache_dir: Path, name: str, count: int
+    cache: Place | Literal["auto"],
+    needed: int,
+    in_memory: int,
+    cache_dir: Path,
+    *,
+    name: str,
+    count: int,
+    present: Callable[[], int],
 ) -> Place:
     """Where the cases go; says so in one line.
 
@@ -130,15 +153,19 @@ def choose_place(
         cache_dir: folder of the files.
         name: what these cases are.
         count: how many.
+        present: how many bytes of them lie on disk already; asked only where that decides.
 
     Raises:
         ConfigError: if they do not fit where the recipe wants them.
     """
-    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(existing(cache_dir)).free
-    fits = {"memory": in_memory <= MEMORY_SHARE * memory, "disk": needed <= DISK_SHARE * disk}
+    memory, disk = available_mb() * 2**20, shutil.disk_usage(existing(cache_dir)).free
+    fits = {"memory": in_memory <= MEMORY_SHARE * memory}
+    there = present() if cache == "disk" or (cache == "auto" and not fits["memory"]) else 0
+    fits["disk"] = needed - there <= DISK_SHARE * disk
+    already = f" ({there / GB:.2f} of them there already)" if there else ""
     figures = {
         "memory": f"{in_memory / GB:.2f} GB in memory, {memory / GB:.1f} GB free",
-        "disk": f"{needed / GB:.2f} GB on disk in {cache_dir.name}/, {disk / GB:.1f} GB free",
+        "disk": f"{needed / GB:.2f} GB on disk in {cache_dir.name}/{already}, {disk / GB:.1f} GB free",
     }
     if cache in fits and not fits[cache]:
         raise ConfigError(
@@ -153,6 +180,16 @@ def choose_place(
     else:
         logger.info("%d %s cases are kept: needs %s", count, name, figures[place])
     return place
+
+
+def own_order(count: int) -> list[int]:
+    """Order in which this process makes files: of several, as `torchrun` starts them, each begins elsewhere.
+
+    What another has made meanwhile is not made again, so that together they need little longer than one by itself.
+    """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    first = count * rank // processes
+    return [*range(first, count), *range(first)]
 
 
 def first_random(transform: Compose) -> int:

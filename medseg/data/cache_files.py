@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,22 @@ from medseg.preprocessing import Grid
 from medseg.writing import aside
 
 FORMAT = 1  # of the files; part of their key
+CODE = ("*.py", "reading/**/*.py", "transforms/**/*.py", "data/**/*.py")  # of medseg: all that may prepare cases
 
 
 def preparation_key(steps: Sequence[Any]) -> str:
-    """Name for what the steps do: any setting of any of them changes it."""
-    text = json.dumps([FORMAT, [described(step) for step in steps]], sort_keys=True)
+    """Name for what the steps do: any setting of any of them changes it, and so does another medseg."""
+    text = json.dumps([FORMAT, code_digest(), [described(step) for step in steps]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_digest() -> str:
+    """Hash of medseg's own code that prepares cases: a case that another medseg prepared may be another one."""
+    package = Path(__file__).parents[1]
+    files = {path for pattern in CODE for path in package.glob(pattern)}
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)]
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
 
 def described(thing: Any) -> Any:
@@ -41,8 +52,17 @@ def described(thing: Any) -> Any:
         return "random"
     if hasattr(thing, "__qualname__"):  # a function or class
         return f"{thing.__module__}.{thing.__qualname__}"
+    if isinstance(thing, partial):
+        return [described(thing.func), described(thing.args), described(thing.keywords)]
     kind = type(thing)
-    return {f"{kind.__module__}.{kind.__qualname__}": described(getattr(thing, "__dict__", {}))}
+    slots = [name for each in kind.__mro__ for name in _slots(each) if hasattr(thing, name)]
+    settings = {name: getattr(thing, name) for name in slots} | getattr(thing, "__dict__", {})
+    return {f"{kind.__module__}.{kind.__qualname__}": described(settings)}
+
+
+def _slots(kind: type) -> Sequence[str]:
+    names = vars(kind).get("__slots__", ())
+    return [names] if isinstance(names, str) else [name for name in names if name != "__dict__"]
 
 
 def packed(sample: Mapping[str, Any]) -> dict[str, Any]:

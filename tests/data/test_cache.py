@@ -1,5 +1,7 @@
 import logging
 from collections import namedtuple
+from functools import partial
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +14,7 @@ from medseg.cli import app
 from medseg.data import cache as cache_module
 from medseg.data.cache import CachedCases, relative_size
 from medseg.data.cache_files import cache_folders, clear_cache, described, packed, preparation_key, unpacked
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, DataError
 from medseg.preprocessing import ScanToGrid, Window
 from medseg.transforms import whole_cases
 
@@ -31,6 +33,13 @@ def samples(tmp_path):
         nib.Nifti1Image(rng.integers(0, 2, size).astype(np.uint8), affine).to_filename(label)
         found.append({"image": str(image), "label": str(label), "case_id": f"c{number}"})
     return found
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
 
 
 def preparation(low_hu=-100, spacing_mm=(2.0, 2.0, 3.0)):
@@ -105,24 +114,50 @@ def test_the_place_is_the_first_in_which_the_cases_fit(
     samples, tmp_path, monkeypatch, caplog, memory_gb, disk_gb, said
 ):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: _Memory(memory_gb))
+    monkeypatch.setattr(cache_module, "available_mb", lambda: memory_gb * 1024)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: Disk(0, 0, disk_gb * 2**30))
     CachedCases(samples, preparation(), cache="auto", cache_dir=tmp_path / "cache")
     assert said in caplog.text
     assert str(tmp_path) not in caplog.text
 
 
-class _Memory:
-    def __init__(self, gb):
-        self.available = gb * 2**30
-
-
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_what_does_not_fit_where_the_recipe_wants_it_is_refused(samples, tmp_path, monkeypatch, where):
-    monkeypatch.setattr(cache_module.psutil, "virtual_memory", lambda: _Memory(1e-7))
+    monkeypatch.setattr(cache_module, "available_mb", lambda: 1e-4)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: Disk(0, 0, 100))
     with pytest.raises(ConfigError, match=r"the 2 training cases do not fit: they need .* GB .*free; set `cache`"):
         CachedCases(samples, preparation(), cache=where, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("where", ["auto", "disk"])
+def test_what_lies_on_disk_already_needs_no_further_room(samples, tmp_path, monkeypatch, caplog, where):
+    caplog.set_level(logging.INFO)
+    CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(cache_module, "available_mb", lambda: 1e-4)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: Disk(0, 0, 100))
+    kept = CachedCases(samples, preparation(), cache=where, cache_dir=tmp_path / "cache")
+    assert all(path.is_file() for path in kept.files)
+    assert len(kept.files) == 2
+    assert "of them there already" in caplog.text
+
+
+def test_a_preparation_that_was_broken_off_is_listed_and_cleared(samples, tmp_path):
+    (tmp_path / "c1_label.nii.gz").write_bytes(b"broken")
+    with pytest.raises(RuntimeError, match="applying transform") as refused:
+        CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    assert isinstance(refused.value.__cause__, DataError)
+    (found,) = cache_folders(tmp_path / "cache")
+    assert found.cases == 1
+    assert clear_cache(tmp_path / "cache") == found.size
+
+
+def test_processes_begin_at_different_cases(monkeypatch):
+    orders = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        orders.append(cache_module.own_order(5))
+    assert orders == [[0, 1, 2, 3, 4], [2, 3, 4, 0, 1]]
 
 
 def test_an_unknown_place_is_refused(samples):
@@ -140,6 +175,8 @@ def test_the_key_holds_every_setting_and_no_random_state():
         for steps in (preparation(), preparation(-50), preparation(spacing_mm=(1, 2, 3)))
     }
     assert len(keys) == 3
+    assert preparation_key([partial(np.clip, a_min=0)]) != preparation_key([partial(np.clip, a_min=1)])
+    assert preparation_key([Slotted(0)]) != preparation_key([Slotted(1)])
     first, second = with_flip(preparation()), with_flip(preparation())
     second.set_random_state(seed=5)
     assert preparation_key(first.transforms) == preparation_key(second.transforms)
@@ -148,6 +185,21 @@ def test_the_key_holds_every_setting_and_no_random_state():
         "b": [0, 1],
         "c": "medseg.preprocessing.Window",
     }
+
+
+def test_cases_that_another_medseg_prepared_are_prepared_again(samples, tmp_path, monkeypatch):
+    CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    monkeypatch.setattr("medseg.data.cache_files.code_digest", lambda: "of another medseg")
+    CachedCases(samples, preparation(), cache="disk", cache_dir=tmp_path / "cache")
+    assert len(cache_folders(tmp_path / "cache")) == 2
+
+
+def test_the_code_that_prepares_cases_is_all_there():
+    from medseg.data import cache_files
+
+    package = Path(cache_files.__file__).parents[1]
+    found = {path for pattern in cache_files.CODE for path in package.glob(pattern)}
+    assert {package / "preprocessing.py", package / "reading" / "nifti.py", package / "transforms" / "grid.py"} <= found
 
 
 def test_a_packed_sample_comes_back():
