@@ -40,7 +40,7 @@ SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280008
 PIXEL_SPACING, ALLOCATED, STORED, SIGNED = 0x00280030, 0x00280100, 0x00280101, 0x00280103
 PADDING, INTERCEPT, SLOPE, RESCALE_TYPE = 0x00280120, 0x00281052, 0x00281053, 0x00281054
 SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
-TRANSFER_SYNTAX = 0x00020010
+MEDIA_CLASS, TRANSFER_SYNTAX = 0x00020002, 0x00020010
 # functional groups of multi-frame images, DICOM PS3.3 C.7.6.16
 PLANE_POSITION, PLANE_ORIENTATION, PIXEL_MEASURES, PIXEL_TRANSFORM = 0x00209113, 0x00209116, 0x00289110, 0x00289145
 CT_FRAME_TYPE, MR_FRAME_TYPE, FRAME_TYPE, CT_RECONSTRUCTION = 0x00189329, 0x00189226, 0x00089007, 0x00189314
@@ -129,9 +129,10 @@ def read_file_header(file: IO[bytes], name: Path, size: int) -> FileHeader | Non
         DataError: if it starts like one and cannot be read; the message has no file name.
     """
     head = file.read(HEAD_BYTES)
-    if not _looks_like_dicom(head):
+    named = head[PREAMBLE_BYTES:].startswith(MAGIC)
+    if not named and not _starts_like_a_data_set(head):
         return None
-    if DeflatedExplicitVRLittleEndian.encode() in head:  # pydicom would unpack it to whatever size
+    if named and DeflatedExplicitVRLittleEndian.encode() in head:  # pydicom would unpack it to whatever size
         raise DataError("is deflated as a whole; save it uncompressed")
     file.seek(0)
     try:
@@ -140,15 +141,15 @@ def read_file_header(file: IO[bytes], name: Path, size: int) -> FileHeader | Non
         if header.sop_class:
             offset, missing = _pixel_extent(file, size, header)
             return replace(header, pixel_offset=offset, missing_bytes=missing)
-        if head[PREAMBLE_BYTES:].startswith(MAGIC):
-            raise DataError("is cut short or damaged; copy it again")
-        return None
-    except DataError:
-        raise
-    except (OSError, MemoryError):
+    except (DataError, OSError, MemoryError):
         raise
     except Exception as error:  # pydicom raises what its parts raise on damaged files
-        raise DataError("is cut short or damaged; copy it again") from error
+        if named:
+            raise DataError("is cut short or damaged; copy it again") from error
+        return None
+    if named:
+        raise DataError("is cut short or damaged; copy it again")
+    return None
 
 
 def quiet_pydicom() -> None:
@@ -160,11 +161,9 @@ def quiet_pydicom() -> None:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
-def _looks_like_dicom(head: bytes) -> bool:
-    """The magic word, or, as some old exports do without it, a first element of group 2 or 8."""
-    return head[PREAMBLE_BYTES:].startswith(MAGIC) or (
-        head[:1] in (b"\x02", b"\x08") and head[1:2] + head[3:4] == b"\0\0"
-    )
+def _starts_like_a_data_set(head: bytes) -> bool:
+    """Whether a first element of group 2 or 8 stands at once, as old exports without preamble have it."""
+    return head[:1] in (b"\x02", b"\x08") and head[1:2] + head[3:4] == b"\0\0"
 
 
 class _Fields:
@@ -245,7 +244,7 @@ def _header(dataset: Dataset, name: Path) -> FileHeader:
         kernel = _group(first, shared, CT_RECONSTRUCTION).texts(KERNEL)
     return FileHeader(
         file=name,
-        sop_class=fields.text(SOP_CLASS),
+        sop_class=fields.text(SOP_CLASS) or _Fields(dataset.file_meta).text(MEDIA_CLASS),  # a DICOMDIR has the latter
         sop_instance=fields.text(SOP_INSTANCE),
         transfer_syntax=_transfer_syntax(dataset),
         modality=fields.text(MODALITY),
@@ -269,7 +268,7 @@ def _header(dataset: Dataset, name: Path) -> FileHeader:
 
 
 def _transfer_syntax(dataset: Dataset) -> str:
-    named = _Fields(dataset.file_meta).text(TRANSFER_SYNTAX) if hasattr(dataset, "file_meta") else ""
+    named = _Fields(dataset.file_meta).text(TRANSFER_SYNTAX)
     if named:
         return named
     implicit, little = dataset.original_encoding

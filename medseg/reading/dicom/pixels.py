@@ -1,6 +1,7 @@
 """Stored pixels of one file: uncompressed ones as they lie, compressed ones by pydicom's decoders."""
 
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ def _decoded(content: bytes, header: FileHeader, frame: int) -> NDArray[np.signe
         "pixel_keyword": "PixelData",
         "pixel_vr": "OB",
     }
-    encoded = content[header.pixel_offset :]
+    encoded = BytesIO(content)  # which does not copy
+    encoded.seek(header.pixel_offset)
     try:
         pixels, _ = get_decoder(UID(header.transfer_syntax)).as_array(encoded, index=frame, raw=True, **options)
     except Exception as error:  # each decoder raises what it likes; the messages may be pages long
