@@ -56,15 +56,11 @@ class Claims:
         self._beating: threading.Thread | None = None
         self._sign = ""
 
-    @property
-    def started(self) -> bool:
-        """Whether this process has said that it works on OUT."""
-        return self._beating is not None
-
     def start(self, total: int) -> None:
         """Give a sign of life, and renew it in a thread until `close`."""
         if self._beating is not None:
             return
+        self._stop.clear()
         self._sign = json.dumps({"process": this_process(), "since": time.time(), "total": total})
         write_private(self._own_file(), self._sign)
         self._beating = threading.Thread(target=self._beat, daemon=True)
@@ -75,6 +71,7 @@ class Claims:
         self._stop.set()
         if self._beating is not None:
             self._beating.join()
+            self._beating = None
         for name in list(self._held):
             self.release(name)
         with suppress(OSError):

@@ -93,8 +93,8 @@ class Ledger:
             if different:
                 with aside(file) as temporary:
                     temporary.write_text(json.dumps(settings.as_json(), indent=2), encoding="utf-8")
+        ledger._claims.forget_dead()
         if not ledger._claims.living():
-            ledger._claims.forget_dead()
             sweep(out, older_than_s=SWEEP_S)
         return ledger
 
@@ -232,7 +232,8 @@ class Ledger:
         changes = set()
         for source, before in zip(case.sources, record["inputs"], strict=True):
             try:
-                changes.add(fingerprint(source).change(before) if before else "content")
+                now = fingerprint(source)
+                changes.add(now.change(before) if before else "content")
             except (OSError, DataError):  # away now: what was done with it still stands, and so does its failure
                 if before:
                     return "its scan cannot be read" if verify else ""
