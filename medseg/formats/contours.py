@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Polygon = NDArray[np.float64]
+OFF_THE_MIDDLE = 0.382
 
 
 def outlines(plane: NDArray[np.bool_]) -> list[Polygon]:
@@ -55,11 +56,18 @@ def _owner(hole: Polygon, outer: list[Polygon]) -> int:
 
 def _with_holes(outline: Polygon, holes: list[Polygon]) -> Polygon:
     for hole in sorted(holes, key=lambda points: float(points[:, 0].min())):
-        distance = ((outline[:, None] - hole[None]) ** 2).sum(axis=2)
+        gates, hole_gates = _gates(outline), _gates(hole)
+        distance = ((gates[:, None] - hole_gates[None]) ** 2).sum(axis=2)
         near, start = np.unravel_index(int(distance.argmin()), distance.shape)
-        ring = np.concatenate([np.roll(hole, -start, axis=0), hole[start : start + 1]])
-        outline = np.concatenate([outline[: near + 1], ring, outline[near:]])
+        ring = np.concatenate([np.roll(hole, -(start + 1), axis=0), hole_gates[start : start + 1]])
+        gate, hole_gate = gates[near : near + 1], hole_gates[start : start + 1]
+        outline = np.concatenate([outline[: near + 1], gate, hole_gate, ring, gate, outline[near + 1 :]])
     return outline
+
+
+def _gates(points: Polygon) -> Polygon:
+    """Where a channel may end: off the middle of each edge, so that none runs through the centers of voxels."""
+    return points + OFF_THE_MIDDLE * (np.roll(points, -1, axis=0) - points)
 
 
 def inside(polygon: Polygon, points: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -3,18 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
+from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, generate_uid
+from pydicom.uid import UID
 
 from medseg.errors import DataError
 from medseg.reading import ScanSource
 from medseg.reading.dicom.files import open_files
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MAY_BE_EMPTY = (  # of patient and study: must be there in what refers to them
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+UUID_ROOT = "2.25"  # of UIDs that are UUIDs
 NEAR = 0.1  # voxels between an image's own corner and the grid's, beyond which they are not the same image
 
 
@@ -85,7 +91,8 @@ def _slices_of(positions: Sequence[Sequence[float]], affine: NDArray[np.float64]
 
 def new_uid(images: SourceImages, *parts: str) -> UID:
     """A UID that follows from the source series and `parts`: the same result of the same scan keeps its UID."""
-    return generate_uid(prefix=None, entropy_srcs=[str(images.first.SeriesInstanceUID), *parts])
+    name = "|".join([str(images.first.SeriesInstanceUID), *parts])
+    return UID(f"{UUID_ROOT}.{uuid5(NAMESPACE_OID, name).int}")
 
 
 def _header(file: IO[bytes]) -> Dataset:
@@ -93,6 +100,9 @@ def _header(file: IO[bytes]) -> Dataset:
         header = pydicom.dcmread(file, stop_before_pixels=True)
     if not header.get("SpecificCharacterSet", "there"):
         del header.SpecificCharacterSet  # present but empty: the default, as if it were absent
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in header:
+            setattr(header, keyword, "")
     if not header.get("FrameOfReferenceUID"):
         raise DataError("DICOM series: no frame of reference, which DICOM results must name; use the NIfTI mask")
     return header

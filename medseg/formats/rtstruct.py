@@ -17,7 +17,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 from medseg import __version__
 from medseg.errors import DataError
 from medseg.formats.contours import outlines
-from medseg.formats.dicom_source import RAS_TO_LPS, SourceImages, new_uid, source_images
+from medseg.formats.dicom_source import MAY_BE_EMPTY, RAS_TO_LPS, SourceImages, new_uid, source_images
 from medseg.formats.segments import Segment
 from medseg.notices import NOT_A_DEVICE
 from medseg.reading import ScanSource
@@ -27,12 +27,7 @@ SERIES_NUMBER = 901
 MOST_LETTERS = 64
 SHORT_LETTERS = 16
 DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"  # the retired class that this module still names
-FROM_SOURCE = (  # the patient and study that the result belongs to
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
-    "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "SpecificCharacterSet",
-)  # fmt: skip
-MUST_BE_THERE = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-                 "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+FROM_SOURCE = (*MAY_BE_EMPTY, "StudyInstanceUID", "StudyDescription", "SpecificCharacterSet")
 
 
 def write_rtstruct(
@@ -110,8 +105,6 @@ def _common(first: Dataset, instance: UID, model: str, version: str) -> Dataset:
     for keyword in FROM_SOURCE:
         if keyword in first:
             setattr(result, keyword, first[keyword].value)
-        elif keyword in MUST_BE_THERE:
-            setattr(result, keyword, "")
     result.SOPClassUID, result.SOPInstanceUID = RTStructureSetStorage, instance
     result.Modality = "RTSTRUCT"
     result.SeriesNumber, result.InstanceNumber = SERIES_NUMBER, 1
