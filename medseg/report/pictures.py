@@ -129,7 +129,7 @@ def curves_picture(history: Mapping[str, Sequence[tuple[int, float]]], path: Pat
     """Write curves as PNG, one panel for the names that share what stands before the last "/".
 
     Args:
-        history: name of a figure, such as `validation/dice_tumor` -> its (step, value) pairs.
+        history: name of a figure, such as `dice/validation_tumor_dice` -> its (epoch, value) pairs.
         path: PNG file to write or replace.
     """
     panels: dict[str, list[str]] = {}
@@ -141,7 +141,7 @@ def curves_picture(history: Mapping[str, Sequence[tuple[int, float]]], path: Pat
         for name in names:
             steps, values = zip(*history[name], strict=True) if history[name] else ((), ())
             axes.plot(steps, values, marker=".", label=name.rpartition("/")[2])
-        axes.set(title=panel, xlabel="step")
+        axes.set(title=panel.replace("_", " "), xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     _save(figure, path)

@@ -5,6 +5,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from medseg.report import pictures
 from medseg.report.pictures import PREDICTION, REFERENCE, curves_picture, overlay_picture, slice_to_show
 
 RAS_AFFINE = np.array([[2.0, 0, 0, -20.0], [0, 3.0, 0, -30.0], [0, 0, 4.0, 5.0], [0, 0, 0, 1]])
@@ -125,3 +126,11 @@ def test_curves_have_a_panel_a_group(tmp_path):
     for number, history in enumerate((one, two), start=1):
         curves_picture(history, tmp_path / f"{number}.png")
     assert imread(tmp_path / "2.png").shape[0] == 2 * imread(tmp_path / "1.png").shape[0]
+
+
+def test_curves_say_that_they_run_over_epochs(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, _path: figures.append(figure))
+    curves_picture({"learning_rate/learning_rate": [(1, 0.1), (2, 0.2)]}, tmp_path / "curves.png")
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_title()) == ("epoch", "learning rate")
