@@ -85,7 +85,8 @@ def connected_lesions(mask: NDArray[np.generic]) -> NDArray[np.int32]:
     if box is None:
         return numbers
     lesions = np.ascontiguousarray(mask[box] != 0)  # so that ties are numbered alike whatever the memory order
-    pieces = cc3d.connected_components(lesions, connectivity=26 if mask.ndim == 3 else 8)
+    # as bytes: with booleans cc3d 4.1.1 numbers some 2D maps wrongly and fails on lines of voxels
+    pieces = cc3d.connected_components(lesions.view(np.uint8), connectivity=26 if mask.ndim == 3 else 8)
     sizes = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"].astype(np.int64)[1:]
     rank = np.zeros(len(sizes) + 1, dtype=np.int32)
     rank[1 + np.argsort(-sizes, kind="stable")] = np.arange(1, len(sizes) + 1)

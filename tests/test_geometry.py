@@ -114,6 +114,18 @@ def test_no_lesion_is_no_number():
     assert not connected_lesions(np.zeros((3, 4, 5), dtype=np.uint8)).any()
 
 
+def test_lesions_of_many_small_maps_are_those_that_scipy_finds():
+    random = np.random.default_rng(0)
+    lines = [(1, 18), (18, 1), (1, 1, 15), (1, 17, 1), (17, 1, 1)]
+    for index in range(600):
+        shape = lines[index % 5] if index % 3 == 0 else tuple(random.integers(1, 20, 2 + index % 2))
+        mask = random.random(shape) < random.uniform(0.05, 0.8)
+        numbers, (expected, count) = connected_lesions(mask), scipy_label(mask, np.ones((3,) * mask.ndim))
+        np.testing.assert_array_equal(numbers > 0, mask)
+        assert numbers.max() == count
+        assert len(set(zip(numbers[mask], expected[mask], strict=True))) == count
+
+
 def test_bounding_box_is_tight():
     mask = np.zeros((7, 8, 9), dtype=np.uint8)
     mask[2, 3:6, 4] = 1
