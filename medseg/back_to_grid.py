@@ -23,7 +23,7 @@ from medseg.preprocessing import Grid
 from medseg.writing import aside
 
 Slabs = Iterable[tuple[slice, Tensor]]  # working voxels along one axis and their logits `(C, *slab)`, in order
-Labels = NDArray[np.uint8] | NDArray[np.uint16]
+Labels = NDArray[np.uint8]  # uint16 where there are more than 256 values
 Voxel = TypeVar("Voxel", bound=np.generic)
 
 TILE_VOXELS = 64  # of the scan, along each edge: 1 MB of float32 a channel
@@ -102,8 +102,8 @@ class LabelMaker:
         if first is None:
             raise ValueError("there is no slab of logits; give those of the whole grid")
         channels = len(first.logits)
-        voxel_type = np.uint8 if self._highest_value(channels) < 256 else np.uint16
-        label: Any = np.zeros(grid.scan_shape, voxel_type, order="F")
+        voxel_type: Any = np.uint8 if self._highest_value(channels) < 256 else np.uint16
+        label: Labels = np.zeros(grid.scan_shape, voxel_type, order="F")
         turned = seen_along_working_axes(label, grid)
         stored = None if path is None else self._probability_file(path, channels, grid)
         for tile in chain([first], remaining):

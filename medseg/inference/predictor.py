@@ -1,26 +1,31 @@
 """One case: scans in, labels on the scan's own grid out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medseg.back_to_grid import LabelMaker, Labels, Tile, label_maker, tiles
 from medseg.bundle import Bundle
+from medseg.cleanup import CleanupRule, changes
 from medseg.crf import ScanRule, clean_up
-from medseg.geometry import voxel_volume_ml
-from medseg.inference.sliding_window import Precision
-from medseg.inference.tuning import Tuning
-from medseg.postprocessing import CleanupRule, label_maker, logits_to_label
+from medseg.errors import DataError
+from medseg.inference.mirroring import FoldMean
+from medseg.inference.sliding_window import Precision, SliceBySlice, SlidingWindow
+from medseg.inference.tuning import Runner, Tuning, limit_gpu_memory, probed_batch_size, release
+from medseg.memory import keep_freed_memory
 from medseg.preprocessing import Grid, ImageToGrid, ScanToGrid
 from medseg.reading import Scan
 
 Inferer = Callable[[Tensor, nn.Module], Tensor]
+MOST_STRIPS = 8
 Weights = Callable[[], Mapping[str, Tensor]]  # reads the weights of one fold of an ensemble
 
 
@@ -70,12 +75,14 @@ class Predictor:
     Args:
         network: in evaluation mode; image `(1, C, *spatial)` -> logits of the same grid.
         scan_to_grid: brings the channels onto the working grid.
-        inferer: called as `inferer(image, network)`.
+        inferer: called as `inferer(image, network)`; a `SlidingWindow` or `SliceBySlice` hands on slabs of logits, so
+            that those of the whole image are never in memory.
         cleanup: rules for the finished label map, in order.
         to_label: makes labels of logits; `label_maker` has them all.
         device: where the network runs.
         folds: read the weights of each fold of an ensemble, whose logits are averaged.
         labels: value of each name, for what `finish` says.
+        tuning: choices about speed and memory; by default a probe makes them.
     """
 
     def __init__(
@@ -85,14 +92,22 @@ class Predictor:
         scan_to_grid: ScanToGrid | ImageToGrid,
         inferer: Inferer,
         cleanup: Sequence[CleanupRule | ScanRule] = (),
-        to_label: Callable[[Tensor, Grid], NDArray[np.uint8]] = logits_to_label,
+        to_label: Callable[[Tensor, Grid], Labels] = LabelMaker(),  # noqa: B008 # frozen
         device: str = "cpu",
         folds: Sequence[Weights] = (),
         labels: Mapping[str, int] = MappingProxyType({}),
+        tuning: Tuning | None = None,
     ) -> None:
-        self.network = network.to(device).eval()
         self.scan_to_grid, self.inferer, self.cleanup, self.device = scan_to_grid, inferer, tuple(cleanup), device
         self.to_label, self.folds, self.labels = to_label, tuple(folds), labels
+        self.tuning = tuning or Tuning()
+        if self.tuning.gpu_memory_gb is not None and device.startswith("cuda"):
+            limit_gpu_memory(self.tuning.gpu_memory_gb, device)
+        self.network = (fold_mean(network, folds) if folds else network).to(device).eval()
+        self.runner = Runner(self.network, layout=self.tuning.layout, compile=self.tuning.compile)
+        self._batch_size = self.tuning.batch_size
+        self._blend_on_cpu = self.tuning.blend_on == "cpu"
+        self._strips = 1
 
     @classmethod
     def from_bundle(
@@ -101,7 +116,7 @@ class Predictor:
         *,
         device: str = "cpu",
         precision: Precision | None = None,
-        mirroring: bool = False,
+        mirroring: bool | Sequence[int] = False,
         tuning: Tuning | None = None,
     ) -> "Predictor":
         """The predictor that a bundle describes, with its weights.
@@ -110,20 +125,31 @@ class Predictor:
             bundle: the model.
             device: where the network runs.
             precision: of the network, in place of the bundle's.
-            mirroring: average the logits over mirrored windows.
+            mirroring: average the logits over mirrored windows, along all axes or those named; False leaves it to the
+                recipe, where it is off by default.
             tuning: choices about speed and memory; by default a probe makes them.
 
         Raises:
             ConfigError: if a part cannot be built, or the weights, of an ensemble those of any fold, do not fit.
         """
+        keep_freed_memory()
         parts: dict[str, Any] = {name: bundle.build(name) for name in ("scan_to_grid", "inferer", "cleanup")}
-        to_label = label_maker(bundle.activation, bundle.regions)
-        for fold in bundle.folds or (None,):  # each is checked now, not at the first case
-            network = bundle.network(fold)
-        folds = [partial(bundle.state_dict, fold) for fold in bundle.folds]
-        return cls(network, **parts, to_label=to_label, device=device, folds=folds, labels=bundle.labels)
+        inferer = parts["inferer"]
+        if isinstance(inferer, SlidingWindow | SliceBySlice):
+            axes = range(len(inferer.window.patch_size)) if mirroring is True else mirroring or None
+            parts["inferer"] = inferer.changed(precision=precision or bundle.precision, mirror_axes=axes)  # type: ignore[arg-type]
+        temperature = float(bundle.metadata.get("temperature", 1.0))
+        networks = [bundle.network(fold) for fold in bundle.folds or (None,)]
+        return cls(
+            FoldMean(networks) if bundle.folds else networks[0],
+            **parts,
+            to_label=label_maker(bundle.activation, bundle.regions, temperature=temperature),
+            device=device,
+            labels=bundle.labels,
+            tuning=tuning,
+        )
 
-    def __call__(self, scans: Sequence[Scan]) -> NDArray[np.uint8]:
+    def __call__(self, scans: Sequence[Scan]) -> Labels:
         """Channels of one case -> labels `(X, Y, Z)` on the first channel's own grid."""
         return self.finish(self.segment(self.prepare(scans)), scans)[0]
 
@@ -131,52 +157,105 @@ class Predictor:
         """Channels of one case -> what the network sees; on the CPU, from any thread."""
         with torch.inference_mode():
             image, grid = self.scan_to_grid(scans)
-        note = getattr(grid, "note", "")
-        return Prepared(image, grid, (note,) if note else ())
+        return Prepared(image, grid, (grid.note,) if grid.note else ())
 
     @torch.inference_mode()
-    def segment(self, prepared: Prepared) -> NDArray[np.uint8]:
+    def segment(self, prepared: Prepared, *, probabilities: Path | None = None) -> Labels:
         """The network's labels `(X, Y, Z)` on the scan's own grid; the one stage that works on the device.
 
+        Args:
+            prepared: of `prepare`.
+            probabilities: a `.npy` file to write, `(K, X, Y, Z)` float16; a channel a class, or a region.
+
         Raises:
+            DataError: if the network answers with something else than finite numbers.
             torch.OutOfMemoryError: if the device's memory does not suffice; see `less_memory`.
             MemoryError: if the machine's does not.
         """
-        image = prepared.image[None].to(self.device)
-        logits = ensemble_logits(image, self.network, inferer=self.inferer, folds=self.folds)
-        return self.to_label(logits[0], prepared.grid)
+        image, grid = prepared.image[None], prepared.grid
+        if not isinstance(self.inferer, SlidingWindow | SliceBySlice) or not isinstance(self.to_label, LabelMaker):
+            logits = self.inferer(image.to(self.device), self.network)
+            [(_, whole)] = finite([(slice(0, image.shape[2]), logits)])
+            return self.to_label(whole, grid)
+        if self._batch_size is None:
+            self._batch_size = self._probed_batch_size(self.inferer.window, image)
+        inferer = self.inferer.changed(batch_size=self._batch_size)
+        if not self._blend_on_cpu:
+            image = image.to(self.device)
+        return self.to_label.from_tiles(self._tiles(image, grid, inferer), grid, probabilities=probabilities)
 
-    def finish(self, label: NDArray[np.uint8], scans: Sequence[Scan]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-        """The label after the clean-up rules, and what they changed, such as "tumor: 0.4 mL removed by RemoveSmall".
+    def finish(self, label: Labels, scans: Sequence[Scan]) -> tuple[Labels, tuple[str, ...]]:
+        """The label after the clean-up rules, and what they did, such as "tumor: 2 pieces, 0.4 mL removed".
 
         Args:
             label: as of `segment`; stays as it is.
             scans: the case's channels, for rules that look at the scan.
         """
-        affine, notes = scans[0].affine, []
-        for rule in self.cleanup:
-            before, label = label, clean_up(label, affine, [rule], scans[0].voxels)
-            counts = getattr(rule, "counts", None)
-            size, unit = (voxel_volume_ml(affine), "mL") if scans[0].unit == "mm" else (1, "pixels")
-            notes.append(
-                counts(before, label, affine) if counts else self._change(rule, before, label, size=size, unit=unit)
-            )
-        return label, tuple(note for note in notes if note)
+        cleaned = clean_up(label, scans[0].affine, self.cleanup, scans[0].voxels)
+        if scans[0].unit == "mm":
+            return cleaned, changes(label, cleaned, scans[0].affine, self.labels)
+        changed = np.count_nonzero(cleaned != label)
+        return cleaned, (f"clean-up changed {changed} pixels",) if changed else ()
 
     def less_memory(self) -> str | None:
-        """Take one step to need less memory; says which, None if there is none left."""
+        """From now on take less memory by one step: smaller batches, blending on the CPU, slabs in strips.
+
+        Returns:
+            What it is, in a short phrase; None if there is no step left.
+        """
+        release(self.device)
+        if self._batch_size is None and isinstance(self.inferer, SlidingWindow | SliceBySlice):
+            self._batch_size = self.inferer.window.batch_size
+        if self._batch_size is not None and self._batch_size > 1:
+            self._batch_size //= 2
+            return f"windows in batches of {self._batch_size}"
+        if not self._blend_on_cpu and not self.device.startswith("cpu"):
+            self._blend_on_cpu = True
+            return "windows blended on the CPU"
+        if isinstance(self.inferer, SlidingWindow) and self._strips < MOST_STRIPS:
+            self._strips *= 2
+            return f"slabs in {self._strips} strips"
         return None
 
-    def _change(
-        self, rule: object, before: NDArray[np.uint8], after: NDArray[np.uint8], *, size: float, unit: str
-    ) -> str:
-        """What a rule did to each label; `size` is a voxel's, in `unit`."""
-        old, new = (np.bincount(label.ravel(order="K"), minlength=256) for label in (before, after))
-        names = {value: name for name, value in self.labels.items()}
-        parts = [
-            f"{names.get(value, f'label {value}')}: {abs(voxels) * size:.3g} {unit} "
-            f"{'added' if voxels > 0 else 'removed'}"
-            for value, voxels in enumerate((new - old).tolist())
-            if value and voxels
-        ]
-        return f"{', '.join(parts)} by {type(rule).__name__}" if parts else ""
+    def _tiles(self, image: Tensor, grid: Grid, inferer: SlidingWindow | SliceBySlice) -> Iterator[Tile]:
+        """Tiles of finished logits, strip by strip, slab by slab."""
+        axis = inferer.slab_axis(grid.shape)
+        across = None if self._strips == 1 or len(grid.shape) < 3 else 2 - axis
+        for within in [None] if across is None else strips(grid.shape[across], self._strips):
+            slabs = inferer.slabs(image, self.runner, axis=axis, across=across, within=within, device=self.device)
+            yield from tiles(finite(slabs), grid, axis=axis, across=across, within=within)
+
+    def _probed_batch_size(self, window: SlidingWindow, image: Tensor) -> int:
+        if self.tuning.compile:  # every size would be compiled
+            return window.batch_size
+        channels = image.shape[1] * (2 * getattr(self.inferer, "neighbors", 0) + 1)
+        zeros = image.new_zeros((1, channels, *window.patch_size)).to(self.device)
+        return probed_batch_size(partial(window.window_logits, network=self.network), zeros, start=window.batch_size)
+
+
+def fold_mean(network: nn.Module, folds: Sequence[Weights]) -> FoldMean:
+    """One network a fold, of copies of `network`."""
+    networks = [deepcopy(network) for _ in folds]
+    for own, read in zip(networks, folds, strict=True):
+        own.load_state_dict(read())
+    return FoldMean(networks)
+
+
+def strips(size: int, count: int) -> list[slice]:
+    """`size` voxels in at most `count` strips; each but the first begins with the last voxel of the one before."""
+    step = max(1, -(-(size - 1) // count))
+    return [slice(start, min(start + step, size - 1) + 1) for start in range(0, max(size - 1, 1), step)]
+
+
+def finite(slabs: Iterable[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+    """Slabs of logits `(1, K, *slab)` as `(K, *slab)`, each after a look whether they are numbers.
+
+    Raises:
+        DataError: if they are not; NaN would otherwise become background.
+    """
+    for side, slab in slabs:
+        if not slab.sum().isfinite():
+            raise DataError(
+                "the network's answer is not finite; run it with --precision float32, or look for NaN in its weights"
+            )
+        yield side, slab[0]

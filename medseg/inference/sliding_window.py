@@ -95,6 +95,32 @@ class SlidingWindow:
             whole[:, :, side] = slab
         return whole  # type: ignore[return-value]
 
+    @property
+    def window(self) -> "SlidingWindow":
+        """Itself: what settings of windows are asked of."""
+        return self
+
+    def changed(
+        self,
+        *,
+        batch_size: int | None = None,
+        precision: Precision | None = None,
+        mirror_axes: Sequence[int] | None = None,
+    ) -> "SlidingWindow":
+        """The same with other settings; None leaves one as it is.
+
+        Raises:
+            ConfigError: if a setting is out of range.
+        """
+        return SlidingWindow(
+            self.patch_size,
+            overlap=self.overlap,
+            blend=self.blend,
+            batch_size=self.batch_size if batch_size is None else batch_size,
+            precision=precision or self.precision,
+            mirror_axes=self.mirror_axes if mirror_axes is None else mirror_axes,
+        )
+
     def slab_axis(self, shape: Sequence[int]) -> int:
         """The axis, first or last, along which slabs of an image of `shape` `(*spatial)` take less memory."""
         sizes = [max(size, patch) for size, patch in zip(shape, self.patch_size, strict=True)]
@@ -151,7 +177,7 @@ class SlidingWindow:
         sums: Tensor | None = None
         for batch, begin, end in zip(batches, begins, [*begins[1:], padded.shape[2 + axis]], strict=True):
             crops = torch.stack([padded[item][(slice(None), *window)] for window, item in batch])
-            logits = self._logits(crops.to(device or image.device), network).to(image.device)
+            logits = self.window_logits(crops.to(device or image.device), network).to(image.device)
             if sums is None:
                 sizes = [side.stop - side.start for side in kept]
                 sizes[axis] = length
@@ -169,7 +195,12 @@ class SlidingWindow:
                     yield side, finished.narrow(2 + axis, first - begin, last - first)
                 _move_back(sums, 2 + axis, end - begin)
 
-    def _logits(self, crops: Tensor, network: Callable[..., Tensor]) -> Tensor:
+    def window_logits(self, crops: Tensor, network: Callable[..., Tensor]) -> Tensor:
+        """Logits of windows `(N, C, *patch_size)` in the precision and with the mirroring set.
+
+        Raises:
+            ValueError: if the network answers with something else.
+        """
         dtype = DTYPES[self.precision]
         with torch.autocast(crops.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             logits = mirrored_logits(crops, network, self.mirror_axes)
@@ -211,6 +242,22 @@ class SliceBySlice:
                 whole = slab.new_empty(slab.shape[:2] + inputs.shape[2:])
             whole[..., side] = slab
         return whole  # type: ignore[return-value]
+
+    @property
+    def window(self) -> SlidingWindow:
+        """The 2D inferer: what settings of windows are asked of."""
+        return self.inferer
+
+    def changed(
+        self,
+        *,
+        batch_size: int | None = None,
+        precision: Precision | None = None,
+        mirror_axes: Sequence[int] | None = None,
+    ) -> "SliceBySlice":
+        """The same with other settings of the 2D inferer; see `SlidingWindow.changed`."""
+        inferer = self.inferer.changed(batch_size=batch_size, precision=precision, mirror_axes=mirror_axes)
+        return SliceBySlice(inferer, neighbors=self.neighbors)
 
     def slab_axis(self, shape: Sequence[int]) -> int:
         """The last axis, over which the slices lie."""

@@ -1,10 +1,29 @@
 """How a network is run on the machine at hand: windows a batch, memory layout, where to blend. Never its precision."""
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Layout = Literal["auto", "contiguous", "channels_last"]
-BlendOn = Literal["auto", "device", "cpu"]
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import ConfigError
+
+Layout = Literal["contiguous", "channels_last"]
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a batch of windows
+TRIALS: tuple[Layout, ...] = (
+    "contiguous",
+    "contiguous",
+    "channels_last",
+    "channels_last",
+    "contiguous",
+    "channels_last",
+)
+CLEARLY = 0.95  # of the time: less than that must be gained, or the choice would follow the noise
+SMALL_WINDOW = 2**16  # voxels: on a CPU, larger ones gain nothing from batches
+LARGEST_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -13,14 +32,136 @@ class Tuning:
 
     Attributes:
         batch_size: windows a forward pass; None lets a short probe choose.
-        layout: of the network and its windows; "auto" lets the probe choose.
+        layout: of the network and its windows; "auto" times both on the first windows.
         compile: run the network through `torch.compile`, which takes up to a minute at the first window.
         blend_on: where windows are blended; "auto" blends on the network's device while its memory allows.
         gpu_memory_gb: what this process may take of a GPU; None for all that is free.
     """
 
     batch_size: int | None = None
-    layout: Layout = "auto"
+    layout: Literal["auto"] | Layout = "auto"
     compile: bool = False
-    blend_on: BlendOn = "auto"
+    blend_on: Literal["auto", "device", "cpu"] = "auto"
     gpu_memory_gb: float | None = None
+
+
+class Runner:
+    """A network that sees its windows in the memory layout that is fastest on this machine.
+
+    The first six windows it is called with are timed, two of them only to warm up; their logits count like all others.
+    Layouts differ by no more than the order of float32 sums does.
+
+    Args:
+        network: windows `(N, C, *spatial)` -> logits.
+        layout: "auto", or the one to take.
+        compile: through `torch.compile`; the layout is then contiguous unless one is named.
+    """
+
+    def __init__(self, network: nn.Module, *, layout: Literal["auto"] | Layout = "auto", compile: bool = False) -> None:
+        self.network = network
+        self.call: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if compile else network
+        self.layout: Layout = "contiguous" if layout == "auto" else layout
+        self.trials = list(TRIALS) if layout == "auto" and not compile else []
+        self._warm: set[Layout] = set()
+        self._seconds: dict[Layout, list[float]] = {"contiguous": [], "channels_last": []}
+        self._current: Layout = "contiguous"
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """Windows `(N, C, *spatial)` -> the network's logits."""
+        if not self.trials:
+            return self._run(windows, self.layout)
+        layout = self.trials.pop(0)
+        started = _now(windows.device)
+        try:
+            logits = self._run(windows, layout)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if layout == "contiguous":
+                raise
+            self.trials.clear()  # a network that cannot be run in this layout, such as one with `view`
+            return self._run(windows, "contiguous")
+        if layout in self._warm:
+            self._seconds[layout].append((_now(windows.device) - started) / len(windows))
+        self._warm.add(layout)
+        if not self.trials:
+            best = {name: min(seconds) for name, seconds in self._seconds.items()}
+            self.layout = "channels_last" if best["channels_last"] < CLEARLY * best["contiguous"] else "contiguous"
+        return logits
+
+    def _run(self, windows: Tensor, layout: Layout) -> Tensor:
+        wanted = CHANNELS_LAST.get(windows.ndim) if layout == "channels_last" else torch.contiguous_format
+        if wanted is None:
+            return self.call(windows)
+        if layout != self._current:
+            self.network.to(memory_format=wanted)  # type: ignore[call-overload]
+            self._current = layout
+        return self.call(windows.contiguous(memory_format=wanted))
+
+
+def probed_batch_size(forward: Callable[[Tensor], object], window: Tensor, *, start: int = 1) -> int:
+    """Windows a forward pass at which a window takes least time.
+
+    On a GPU, where windows are too small to fill it, larger batches are tried until one gains less than a twentieth or
+    does not fit; on a CPU only for small windows.
+
+    Args:
+        forward: windows `(N, C, *spatial)` -> anything.
+        window: one, `(1, C, *spatial)`, on the network's device.
+        start: the smallest batch to consider.
+    """
+    if window.device.type == "cpu" and window[0, 0].numel() > SMALL_WINDOW:
+        return start
+    best, seconds = start, _seconds_a_window(forward, window, start)
+    for batch in (2**power for power in range(1, LARGEST_BATCH.bit_length())):
+        if batch <= start:
+            continue
+        try:
+            found = _seconds_a_window(forward, window, batch)
+        except (torch.OutOfMemoryError, MemoryError):
+            release(window.device)
+            break
+        if found > CLEARLY * seconds:
+            break
+        best, seconds = batch, found
+    return best
+
+
+def _seconds_a_window(forward: Callable[[Tensor], object], window: Tensor, batch: int) -> float:
+    windows = window.expand(batch, *window.shape[1:]).clone()
+    forward(windows)  # the first call of a size makes its plans
+    started = _now(window.device)
+    forward(windows)
+    return (_now(window.device) - started) / batch
+
+
+def slab_mb(shape: Sequence[int], patch_size: Sequence[int], channels: int, axis: int) -> float:
+    """Memory of the sums of a sliding window over an image of `shape` along `axis`, in MB."""
+    voxels = 1
+    for own, (size, patch) in enumerate(zip(shape, patch_size, strict=True)):
+        voxels *= patch if own == axis else max(size, patch)
+    return 4 * (channels + 1) * voxels / 2**20  # and one for the weights
+
+
+def limit_gpu_memory(gigabytes: float, device: str) -> None:
+    """Let this process take no more than `gigabytes` (10^9 bytes) of a GPU; more raises `torch.OutOfMemoryError`.
+
+    Raises:
+        ConfigError: if that is no amount, or more than the GPU has.
+    """
+    whole = torch.cuda.get_device_properties(device).total_memory / 1e9
+    if not 0 < gigabytes <= whole:
+        raise ConfigError(f"--gpu-memory: is {gigabytes:g}; give GB above 0 and up to the {whole:.0f} of {device}")
+    torch.cuda.set_per_process_memory_fraction(gigabytes / whole, device)
+
+
+def release(device: torch.device | str) -> None:
+    """Give back what torch keeps of a GPU's memory without using it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
