@@ -59,7 +59,7 @@ def _list(folder: Path, origin: Path, tree: Tree) -> tuple[list[Path], list[Path
             below.append(path)
         elif entry.is_symlink() and _leads_to_folder(path):
             links.append(path)
-        elif entry.is_file() or (entry.is_symlink() and not path.exists()):
+        elif _is_file(entry):
             tree.files[path] = origin
     return below, links
 
@@ -77,6 +77,14 @@ def _is_new(folder: Path, met: set[Path]) -> bool:
         return False
     met.add(real)
     return True
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file, or a link that leads nowhere: that will be a case that fails."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:  # links in a circle
+        return True
 
 
 def _leads_to_folder(path: Path) -> bool:
