@@ -19,7 +19,7 @@ from medseg.preprocessing import ImageToGrid, ScanToGrid
 from medseg.reading import MaskCode
 from medseg.transforms.grid import PadToPatchd, ScanToGridd
 from medseg.transforms.partial import CLASSES_KEY, LowestClassd, Merger, MergeUnlabeledd
-from medseg.transforms.reading import ReadCased
+from medseg.transforms.reading import ReadCased, expects_hu
 from medseg.transforms.slices import AxialSliced, RepeatEndSlicesd, SliceMajord
 
 COORDINATES_PER_CLASS = 20_000  # enough to sample evenly from; bounds the memory of a cached case
@@ -39,7 +39,7 @@ def whole_cases(
     Where a rule of `cleanup` looks at the scan, the first channel's voxels come along under `scan`.
     """
     to_grid = ScanToGridd(scan_to_grid, label="scan", keep_scan=needs_scan(cleanup))
-    return Compose([ReadCased(channels, labels, ignore_label, masks), to_grid])
+    return Compose([ReadCased(channels, labels, ignore_label, masks, hu=expects_hu(scan_to_grid)), to_grid])
 
 
 def training_patches(
@@ -73,7 +73,7 @@ def training_patches(
     indices_key = f"{classes_key}_cls_indices"
     return Compose(
         [
-            ReadCased(channels, labels, ignore_label, masks),
+            ReadCased(channels, labels, ignore_label, masks, hu=expects_hu(scan_to_grid)),
             MergeUnlabeledd(partial_labels),
             ScanToGridd(scan_to_grid),
             PadToPatchd(smallest, ignore_label),

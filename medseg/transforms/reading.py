@@ -1,6 +1,7 @@
 """Reads one case of a data list, with the checks that training needs."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,14 @@ from monai.transforms import Transform
 
 from medseg.errors import DataError
 from medseg.geometry import grid_difference
+from medseg.preprocessing import ImageToGrid, ScanToGrid, Window
 from medseg.reading import MaskCode, Scan, read_channels, read_label
+from medseg.reading.plausibility import check_hu
+
+
+def expects_hu(to_grid: ScanToGrid | ImageToGrid) -> bool:
+    """Whether a recipe's intensities are a window of Hounsfield units, so that scans must be CT."""
+    return isinstance(to_grid, ScanToGrid) and isinstance(to_grid.intensity, Window)
 
 
 class ReadCased(Transform):
@@ -19,6 +27,7 @@ class ReadCased(Transform):
         labels: name -> value; any other value in a label is refused.
         ignore_label: a further value that marks voxels nobody annotated.
         masks: what the values of mask files mean, where labels are such.
+        hu: whether images must be CT in Hounsfield units.
     """
 
     def __init__(
@@ -27,24 +36,35 @@ class ReadCased(Transform):
         labels: Mapping[str, int],
         ignore_label: int,
         masks: MaskCode | None = None,
+        *,
+        hu: bool = False,
     ) -> None:
         self.channels = tuple(channels)
         self.allowed = {*labels.values(), ignore_label}
         self.masks = masks
+        self.hu = hu
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Sample with paths -> sample with scans.
 
         Raises:
-            DataError: if a file cannot be read, label and image differ in grid, or a label value is not the recipe's.
+            DataError: if a file cannot be read or is no CT where one is wanted, label and image differ in grid, or a
+                label value is not the recipe's.
         """
         try:
-            sample = {**data, "image": read_channels(data["image"], self.channels)}
+            sample = {**data, "image": self._image(data["image"])}
             if "label" in data:
                 sample["label"] = self._checked_label(data["label"], sample["image"][0])
         except DataError as error:
             raise DataError(f"case {data['case_id']!r}: {error}") from error
         return sample
+
+    def _image(self, image: str | Sequence[str]) -> tuple[Scan, ...]:
+        scans = read_channels(image, self.channels)
+        if not self.hu:
+            return scans
+        names = [image] * len(scans) if isinstance(image, str | Path) else list(image) * (len(scans) // len(image))
+        return tuple(check_hu(scan, Path(name).name) for scan, name in zip(scans, names, strict=True))
 
     def _checked_label(self, path: str, image: Scan) -> Scan:
         label = read_label(path, self.masks)

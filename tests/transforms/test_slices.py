@@ -9,14 +9,14 @@ from monai.utils import set_determinism
 
 from medseg.errors import ConfigError
 from medseg.inference import SliceBySlice, SlidingWindow
-from medseg.preprocessing import ScanToGrid, Window, neighbor_slices
+from medseg.preprocessing import Range, ScanToGrid, neighbor_slices
 from medseg.transforms import training_patches, whole_cases
 from medseg.transforms.slices import SliceMajord
 from medseg.writing import write_nifti
 
 SHAPE = (9, 7, 5)
 LABELS = {"background": 0, "liver": 1}
-TO_GRID = ScanToGrid(spacing_mm=(1, 1, 3), intensity=Window(0, 1))  # 0 ... 1: values stay as they are
+TO_GRID = ScanToGrid(spacing_mm=(1, 1, 3), intensity=Range(0, 1))  # 0 ... 1: values stay as they are
 
 
 @pytest.fixture
