@@ -168,6 +168,6 @@ def _may_be_series(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             first = file.read(PREAMBLE + len(MAGIC))
-    except OSError:  # not to be told: reading the folder's series says so
-        return True
+    except OSError:  # reading the folder's series says why; a link that leads nowhere is no file
+        return path.exists()
     return first[PREAMBLE:] == MAGIC or first.startswith(FIRST_GROUP)
