@@ -2,10 +2,11 @@
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +55,7 @@ def predict(
         from medseg.inference.batch import FolderRun, Options
         from medseg.inference.cases import cases_in
         from medseg.inference.identity import open_key, write_key_table
+        from medseg.inference.run_file import write_run
         from medseg.models import chosen_model
 
         bundle = open_bundle(chosen_model(model))
@@ -78,6 +80,16 @@ def predict(
         if dry_run:
             _forecast(run, as_json=as_json)
             return
+        with _writing_out():
+            write_run(
+                out,
+                run.settings,
+                command=sys.argv[1:],
+                cases=cases,
+                to_do=len(run.todo),
+                device=device,
+                paths={str(scans): "SCANS", str(out): "OUT", model: "MODEL"},
+            )
         outcome = _do(run, as_json=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(BY_SIGNAL + 2) from None
@@ -116,6 +128,8 @@ def _do(run: "FolderRun", *, as_json: bool) -> "Outcome":
 
 def _end(run: "FolderRun", outcome: "Outcome", *, as_json: bool) -> int:
     """Say how a run ended; its exit code."""
+    from medseg.inference.run_file import end_run
+
     counts = Counter(row["status"] for row in outcome.rows)
     warned = sum(bool(row.get("warnings")) for row in outcome.rows)
     code = FAILED if counts["failed"] else 0
@@ -124,6 +138,8 @@ def _end(run: "FolderRun", outcome: "Outcome", *, as_json: bool) -> int:
     elif outcome.stop is not None:
         code = STOPPED
     stopped = outcome.stop.message if outcome.stop else ""
+    with suppress(OSError):  # a full disk: the exit code and the line below say it
+        end_run(run.out, counts, stopped=stopped)
     if as_json:
         _event("end", **counts, with_warnings=warned, stopped=stopped, exit_code=code)
         return code

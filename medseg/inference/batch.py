@@ -133,6 +133,7 @@ class FolderRun:
 
     Attributes:
         todo: the cases that are to be done.
+        settings: what the masks depend on besides the scans.
         told: model, precision and device, as each row tells them.
         failed_before: cases that failed in an earlier run and are left so.
 
@@ -152,14 +153,14 @@ class FolderRun:
     ) -> None:
         self.cases, self.out, self.bundle, self.device = cases, out, bundle, device
         self.options = options or Options()
-        settings = RunSettings.of(bundle, precision=self.options.precision, mirroring=self.options.mirroring)
+        self.settings = RunSettings.of(bundle, precision=self.options.precision, mirroring=self.options.mirroring)
         model = f"{bundle.name} {bundle.version}" + (f" ({SYNTHETIC})" if bundle.synthetic else "")
-        self.told = {"model": model, "precision": settings.precision, "device": device}
+        self.told = {"model": model, "precision": self.settings.precision, "device": device}
         if dry:
-            self.ledger = Ledger(out, settings)
+            self.ledger = Ledger(out, self.settings)
         else:
             out.mkdir(parents=True, exist_ok=True)
-            self.ledger = Ledger.open(out, settings, redo=self.options.redo)
+            self.ledger = Ledger.open(out, self.settings, redo=self.options.redo)
         self.failed_before = 0
         self._rows: dict[str, Row] = {}
         self._lesions: dict[str, list[Row]] = {}

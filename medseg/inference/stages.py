@@ -23,6 +23,7 @@ from medseg.reading.plausibility import check_hu
 from medseg.report.measurements import measure, measure_image
 from medseg.writing import write_mask_png, write_nifti
 
+Label = NDArray[np.unsignedinteger[Any]]
 Hook = Callable[[Step, str], None]  # of tests: called before each step of each case, to make it fail
 
 
@@ -32,10 +33,10 @@ class Segmenter(Protocol):
     def prepare(self, scans: Sequence[Scan]) -> Any:
         """Channels of a case -> what the network sees, with `notes` for the report."""
 
-    def segment(self, prepared: Any) -> NDArray[np.uint8]:
+    def segment(self, prepared: Any) -> Label:
         """Labels on the first channel's own grid."""
 
-    def finish(self, label: NDArray[np.uint8], scans: Sequence[Scan]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    def finish(self, label: Label, scans: Sequence[Scan]) -> tuple[Label, tuple[str, ...]]:
         """Labels after the clean-up rules, and what these did."""
 
     def less_memory(self) -> str | None:
@@ -53,7 +54,7 @@ class Job:
     seconds: float = 0.0
     scans: tuple[Scan, ...] = ()
     prepared: Any = None
-    label: NDArray[np.uint8] | None = None
+    label: Label | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     result: Result | None = None
@@ -174,7 +175,7 @@ class Stages:
         if self.hook is not None:
             self.hook(step, job.case.case_id)
 
-    def _measure(self, label: NDArray[np.uint8], affine: NDArray[np.float64]) -> tuple[Row, list[Row]]:
+    def _measure(self, label: Label, affine: NDArray[np.float64]) -> tuple[Row, list[Row]]:
         regions, lesion_region = self.bundle.regions, self.bundle.lesion_region
         if self.bundle.unit == "px":
             return measure_image(label, regions=regions, lesion_region=lesion_region)
