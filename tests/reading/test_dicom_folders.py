@@ -69,6 +69,26 @@ def test_what_is_no_dicom_is_passed_over(tmp_path):
     assert series.slices == 4
 
 
+def test_a_link_that_leads_nowhere_may_be_a_lost_slice(tmp_path):
+    paths = write_series(tmp_path, seed=None)
+    paths[3].unlink()
+    paths[3].symlink_to(tmp_path / "archived" / "IM0003.dcm")
+    (series,) = find_series(tmp_path)
+    assert series.problems == (
+        "IM0003.dcm beside the series cannot be read (No such file or directory); copy it again, or remove it if it is "
+        "no slice",
+    )
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    def walk(_folder, onerror):
+        onerror(PermissionError(13, "Permission denied", "secret"))
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(DataError, match=r"a folder below cannot be listed \(Permission denied\)"):
+        find_series(tmp_path)
+
+
 def test_localizers_and_other_objects_are_listed_with_what_they_are(tmp_path):
     write_series(tmp_path, edit=None)
     scout = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
@@ -142,7 +162,7 @@ def test_zips_below_a_folder_are_looked_into_and_a_broken_one_is_said(tmp_path):
         ("bad.zip", 0),
         ("good.zip", 4),
     ]
-    assert found[1].problems == ("bad.zip: not a whole zip archive; copy it again",)
+    assert found[1].problems == ("the zip is not whole; copy it again",)
 
 
 def test_a_member_that_climbs_out_of_the_zip_touches_nothing_outside(tmp_path):
@@ -170,7 +190,7 @@ def test_a_zip_bomb_is_refused_by_what_it_declares(tmp_path, monkeypatch):
         for _ in range(4):
             member.write(bytes(8 << 20))
     assert path.stat().st_size < 1 << 20
-    with pytest.raises(DataError, match=r"bomb.zip: would unpack to 0.0 GB, over 200 times its size"):
+    with pytest.raises(DataError, match=r"the zip would unpack to 0.0 GB, over 200 times its size"):
         find_series(path)
 
 
@@ -199,14 +219,14 @@ def test_too_many_files_and_encrypted_ones_are_refused(tmp_path, monkeypatch):
     write_series(tmp_path / "made")
     path = zipped(tmp_path / "made", tmp_path / "a.zip")
     monkeypatch.setattr("medseg.reading.dicom.files.MOST_MEMBERS", 3)
-    with pytest.raises(DataError, match=r"a.zip: 4 files in one zip, at most 3 are read; split it"):
+    with pytest.raises(DataError, match=r"the zip has 4 files, and at most 3 are read; split it"):
         find_series(path)
     monkeypatch.undo()
     content = bytearray(path.read_bytes())
     entry = content.index(b"PK\x01\x02")
     content[entry + 8] |= 1  # the flag of an encrypted member
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a.zip: the zip is encrypted; unpack it with its password first"):
+    with pytest.raises(DataError, match=r"the zip is encrypted; unpack it with its password first"):
         find_series(path)
 
 
@@ -225,7 +245,7 @@ def test_a_damaged_member_of_a_zip_is_refused(tmp_path):
 
 
 def test_no_folder_or_zip_is_said(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no folder or zip of DICOM files; check the path"):
+    with pytest.raises(DataError, match=r"^no folder or zip of DICOM files; check the path"):
         find_series(tmp_path / "nowhere")
 
 

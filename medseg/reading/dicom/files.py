@@ -39,17 +39,17 @@ def open_files(path: Path) -> Iterator[Files]:
     """The files of a folder, or of a zip that is safe to read.
 
     Raises:
-        DataError: if there is no such folder or zip, or the zip is damaged, encrypted, or unpacks to too much.
+        DataError: (naming neither folder nor zip, whose names may be a patient's) if there is none, or the zip is damaged, encrypted, or unpacks to too much.
     """
     if path.is_dir():
         yield _Folder(path)
         return
     if path.suffix.lower() != ZIP_SUFFIX or not path.is_file():
-        raise DataError(f"{path.name}: no folder or zip of DICOM files; check the path")
+        raise DataError("no folder or zip of DICOM files; check the path")
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path.name}: not a whole zip archive; copy it again") from error
+        raise DataError("the zip is not whole; copy it again") from error
     with archive:
         yield _Zip(archive, _safe_members(archive, path))
 
@@ -62,16 +62,31 @@ class _Folder:
 
     def names(self) -> list[Path]:
         found = []
-        for folder, folders, files in os.walk(self.path):
+        for folder, folders, files in os.walk(self.path, onerror=_closed_folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             found += [Path(folder, name) for name in sorted(files) if not name.startswith(".")]
-        return [name for name in found if name.is_file()]  # no pipes or devices, which would block
+        return [name for name in found if _may_be_read(name)]
 
     def size(self, name: Path) -> int:
         return (self.path / name).stat().st_size
 
     def open(self, name: Path) -> IO[bytes]:
         return (self.path / name).open("rb")  # an absolute name stays itself
+
+
+def _closed_folder(error: OSError) -> None:
+    """Said, because a folder passed over in silence might hold the scans."""
+    raise DataError(
+        f"a folder below cannot be listed ({error.strerror}); ask for the right to read it, or leave it out"
+    )
+
+
+def _may_be_read(name: Path) -> bool:
+    """Regular files, and links that lead nowhere, which may stand for a lost slice; no pipes, which would block."""
+    try:
+        return name.is_file() or not name.exists()
+    except OSError:
+        return True  # reading it says why not
 
 
 @dataclass(frozen=True)
@@ -100,16 +115,16 @@ def _safe_members(archive: zipfile.ZipFile, path: Path) -> dict[Path, zipfile.Zi
     """Members that are files; refuses an archive that could exhaust the machine."""
     members = [member for member in archive.infolist() if not member.is_dir()]
     if len(members) > MOST_MEMBERS:
-        raise DataError(f"{path.name}: {len(members)} files in one zip, at most {MOST_MEMBERS} are read; split it")
+        raise DataError(f"the zip has {len(members)} files, and at most {MOST_MEMBERS} are read; split it")
     if any(member.flag_bits & ENCRYPTED for member in members):
-        raise DataError(f"{path.name}: the zip is encrypted; unpack it with its password first")
+        raise DataError("the zip is encrypted; unpack it with its password first")
     unpacked = sum(member.file_size for member in members)
     if unpacked > max(SMALL_BYTES, MOST_RATIO * path.stat().st_size):
         raise DataError(
-            f"{path.name}: would unpack to {unpacked / 2**30:.1f} GB, over {MOST_RATIO} times its size, as no archive "
+            f"the zip would unpack to {unpacked / 2**30:.1f} GB, over {MOST_RATIO} times its size, as no archive "
             "of scans does; unpack it yourself if you trust it"
         )
     largest = max((member.file_size for member in members), default=0)
     if largest > MOST_MEMBER_BYTES:
-        raise DataError(f"{path.name}: a file of {largest / 2**30:.1f} GB in the zip; unpack it first")
+        raise DataError(f"the zip has a file of {largest / 2**30:.1f} GB; unpack it first")
     return {Path(member.filename): member for member in members if not Path(member.filename).name.startswith(".")}

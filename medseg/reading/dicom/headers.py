@@ -166,6 +166,11 @@ def _starts_like_a_data_set(head: bytes) -> bool:
     return head[:1] in (b"\x02", b"\x08") and head[1:2] + head[3:4] == b"\0\0"
 
 
+def _printable(text: str) -> str:
+    """Without line breaks and control characters, which would break a message or a table."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 class _Fields:
     """Values of a dataset by tag, from the bytes as stored."""
 
@@ -181,7 +186,7 @@ class _Fields:
         return str(getattr(item, "value", "") or "").encode("utf-8", "replace"), True
 
     def text(self, tag: int) -> str:
-        return self._raw(tag)[0].decode("latin-1").strip(" \0")
+        return _printable(self._raw(tag)[0].decode("latin-1").strip(" \0"))
 
     def texts(self, tag: int) -> tuple[str, ...]:
         return tuple(part.strip(" \0") for part in self.text(tag).split("\\"))
@@ -194,7 +199,7 @@ class _Fields:
             decoded = pydicom.charset.decode_bytes(raw, pydicom.charset.convert_encodings(list(names)), set())
         except (LookupError, UnicodeError, ValueError):
             decoded = raw.decode("latin-1")
-        return " ".join("".join(letter if letter.isprintable() else " " for letter in decoded).split())
+        return " ".join(_printable(decoded).split())
 
     def numbers(self, tag: int, count: int) -> tuple[float, ...] | None:
         """`count` finite numbers; None if they are not there."""

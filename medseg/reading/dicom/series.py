@@ -133,7 +133,8 @@ def read_headers(files: Files, path: Path, names: Sequence[Path]) -> Headers:
         except DataError as error:
             return name, str(error)
         except (OSError, MemoryError, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
-            return name, f"cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
+            why = getattr(error, "strerror", None) or type(error).__name__
+            return name, f"cannot be read ({why}); copy it again"
         if header and header.sop_class in VOLUMES and not header.pixel_offset:
             return name, "is cut short or damaged; copy it again"
         return header or ((name, "is no DICOM file, whatever its name says") if suspect else None)
@@ -151,7 +152,7 @@ def problem_of(headers: Sequence[FileHeader], unreadable: Sequence[tuple[Path, s
     """The first reason, in words, why files cannot be read as one volume; empty if there is none but their grid."""
     for name, why in unreadable:
         said = f"{file_name(name)} beside the series" if headers else file_name(name)
-        return f"{said} {why}" + (" (or remove it, if it is no slice)" if headers else "")
+        return f"{said} {why}" + (", or remove it if it is no slice" if headers else "")
     kind = kind_of(headers[0])
     if kind:
         return f"is {kind}, no volume"

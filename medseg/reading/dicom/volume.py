@@ -93,7 +93,7 @@ def _opened(source: ScanSource) -> Iterator[Files]:
             yield files
     except DataError as error:
         raise DataError(f"{NAME}: {error}") from error
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
         raise DataError(f"{NAME}: a file cannot be read ({why}); check the folder, or copy it again") from error
 
