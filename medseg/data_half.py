@@ -224,14 +224,14 @@ def _lengths_in_mm(half: Recipe) -> list[str]:
 
 def _no_body(half: Recipe) -> list[str]:
     """A body box where it cannot be found."""
-    steps = half.get("scan_to_grid")
-    wanted = {half.get("body_only", False), steps.get("body_only", False) if isinstance(steps, Mapping) else False}
-    if wanted - {True, False}:
-        return [f"body_only: is {half.get('body_only')!r}; give true or false"]
-    intensity = half.get("intensity", {})
-    target = intensity.get("_target_", "") if isinstance(intensity, Mapping) else ""
-    if True in wanted and target != "medseg.preprocessing.Window":
-        named = target.rpartition(".")[2] or "something else"
+    steps, intensity = half.get("scan_to_grid"), half.get("intensity")
+    wanted = [part.get("body_only", False) for part in (half, steps) if isinstance(part, Mapping)]
+    strange = [value for value in wanted if not isinstance(value, bool)]
+    if strange:
+        return [f"body_only: is {strange[0]!r}; give true or false"]
+    target = str(intensity.get("_target_", "")) if isinstance(intensity, Mapping) else ""
+    if any(wanted) and not target.endswith("preprocessing.Window"):
+        named = target.rpartition(".")[2] or "missing"
         return [f"body_only: is true, which needs HU, but intensity is {named}; set body_only to false, or use Window"]
     return []
 

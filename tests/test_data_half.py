@@ -220,6 +220,27 @@ def test_contradictions_are_found(ids, message):
     assert any(message in problem for problem in found), found
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"body_only": True, "intensity": {"_target_": "medseg.preprocessing.ZScore"}}, "but intensity is ZScore; set"),
+        ({"body_only": True}, "body_only: is true, which needs HU, but intensity is missing"),
+        ({"scan_to_grid": {"body_only": True}}, "body_only: is true, which needs HU"),
+        ({"body_only": "yes"}, "body_only: is 'yes'; give true or false"),
+        ({"body_only": [1]}, r"body_only: is \[1\]; give true or false"),
+    ],
+)
+def test_a_body_box_needs_hu(ids, message):
+    (found,) = contradictions(changed(**ids))
+    assert re.search(message, found)
+
+
+def test_a_body_box_of_ct_is_sound():
+    window = {"_target_": "medseg.preprocessing.Window", "low_hu": -100, "high_hu": 200}
+    assert contradictions(changed(body_only=True, intensity=window)) == []
+    assert contradictions(changed(body_only=False)) == []
+
+
 def test_the_ignored_value_is_no_class():
     labels = {"background": 0, "liver": 1, "tumor": 2, "unknown": 255}
     assert contradictions({"labels": labels, "out_channels": 3, "ignore_label": 255}) == []
