@@ -39,7 +39,8 @@ def open_files(path: Path) -> Iterator[Files]:
     """The files of a folder, or of a zip that is safe to read.
 
     Raises:
-        DataError: (naming neither folder nor zip, whose names may be a patient's) if there is none, or the zip is damaged, encrypted, or unpacks to too much.
+        DataError: if there is none, or the zip is damaged, encrypted, or unpacks to too much; without a name, which
+            may be a patient's.
     """
     if path.is_dir():
         yield _Folder(path)
