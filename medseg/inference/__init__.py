@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medseg.inference.batch import predict_folder
     from medseg.inference.ensemble import reduce_ensemble, write_ensemble
-    from medseg.inference.predictor import Predictor, ensemble_logits
+    from medseg.inference.predictor import Predictor, Prepared, ensemble_logits
     from medseg.inference.sliding_window import SliceBySlice, SlidingWindow
+    from medseg.inference.tuning import Tuning
 
 __all__ = [
     "Predictor",
+    "Prepared",
     "SliceBySlice",
     "SlidingWindow",
+    "Tuning",
     "ensemble_logits",
     "predict_folder",
     "reduce_ensemble",
@@ -24,8 +27,10 @@ __all__ = [
 
 MODULES = {
     "Predictor": "predictor",
+    "Prepared": "predictor",
     "SliceBySlice": "sliding_window",
     "SlidingWindow": "sliding_window",
+    "Tuning": "tuning",
     "ensemble_logits": "predictor",
     "predict_folder": "batch",
     "reduce_ensemble": "ensemble",
