@@ -231,14 +231,14 @@ def test_contradictions_are_found(ids, message):
     ],
 )
 def test_a_body_box_needs_hu(ids, message):
-    (found,) = contradictions(changed(**ids))
+    (found,) = problems(changed(**ids))
     assert re.search(message, found)
 
 
 def test_a_body_box_of_ct_is_sound():
     window = {"_target_": "medseg.preprocessing.Window", "low_hu": -100, "high_hu": 200}
-    assert contradictions(changed(body_only=True, intensity=window)) == []
-    assert contradictions(changed(body_only=False)) == []
+    assert problems(changed(body_only=True, intensity=window)) == []
+    assert problems(changed(body_only=False)) == []
 
 
 def test_the_ignored_value_is_no_class():
