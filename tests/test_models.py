@@ -44,7 +44,7 @@ def test_without_a_model_those_that_are_here_are_listed(tmp_path, models, monkey
 
 def test_without_any_model_it_is_said_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.delenv("MEDSEG_MODELS", raising=False)
-    with pytest.raises(ConfigError, match="MEDSEG_MODELS is not set; give --model .* `medseg train`"):
+    with pytest.raises(ConfigError, match=r"MEDSEG_MODELS is not set; give --model .* `medseg train`"):
         chosen_model("")
     monkeypatch.setenv("MEDSEG_MODELS", str(tmp_path))
     with pytest.raises(ConfigError, match=f"MEDSEG_MODELS={tmp_path} leads to none; give --model"):
