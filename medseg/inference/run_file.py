@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
+from os.path import normpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -76,10 +77,12 @@ def read_run(out: Path) -> dict[str, Any]:
 
 def shown(command: Sequence[str], paths: Mapping[str, str]) -> list[str]:
     """A command whose paths are replaced: by what `paths` says, or by PATH where one is absolute or goes upwards."""
+    known = {normpath(path): name for path, name in paths.items() if path}  # typed as `scans/` or `./scans`
     words = []
     for word in command:
         option, is_set, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        words.append(f"{option}{is_set}{paths.get(value, 'PATH' if _tells_a_place(value) else value)}")
+        shown_value = known.get(normpath(value), "PATH" if _tells_a_place(value) else value)
+        words.append(f"{option}{is_set}{shown_value}" if value else word)
     return words
 
 

@@ -119,8 +119,8 @@ def run_of(out, command, paths=None):
 
 
 def test_a_run_can_be_repeated_from_its_file(tmp_path):
-    paths = {"scans/CANARY": "SCANS", "masks": "OUT", "runs/x": "MODEL"}
-    command = ["predict", "scans/CANARY", "masks", "--model=runs/x", "--precision", "float32"]
+    paths = {"scans/CANARY": "SCANS", "masks": "OUT", "runs/x": "MODEL", "": "nothing"}
+    command = ["predict", "scans//CANARY/", "./masks", "--model=runs/x", "--precision", "float32"]
     run = run_of(tmp_path, command, paths)
     assert run["command"] == ["medseg", "predict", "SCANS", "OUT", "--model=MODEL", "--precision", "float32"]
     assert RunSettings.from_json(run["settings"]) == ONE
