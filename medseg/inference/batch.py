@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medseg.bundle import Bundle
 from medseg.errors import ConfigError
 from medseg.inference.cases import Case
-from medseg.inference.faults import OF_THE_CASE, REMEDY, Cause, Failure, cause_of, one_line
+from medseg.inference.faults import NOBODYS, Cause, Failure, cause_of, one_line, what_to_do
 from medseg.inference.ledger import Ledger
 from medseg.inference.messages import Result, Row, Setup
 from medseg.inference.settings import RunSettings
@@ -165,6 +165,7 @@ class FolderRun:
         self._rows: dict[str, Row] = {}
         self._lesions: dict[str, list[Row]] = {}
         self._held: list[tuple[Case, Row]] = []  # failures that may turn out not to be the case's fault
+        self._put_off: list[Cause] = []
         self._elsewhere: set[str] = set()  # cases that another process was faster with
         self._tables = Tables(out, bundle, cases)
         self._on_row: Callable[[Row], None] | None = None
@@ -195,14 +196,17 @@ class FolderRun:
                     self._tell(self._rows[case.case_id])
             stop, interrupted = self._do()
             rows, broken = self._finished_rows(stop)
-        if stop is not None and stop.cause == "model" and not self._some_done():
+        if stop is not None and stop.cause == "model" and not self._supervisor.device:  # it was never loaded
             raise ConfigError(stop.message)
         number = caught[0] if caught else (signal.SIGINT if interrupted else 0)
         return Outcome(rows, stop or broken, int(number))
 
     def _do(self) -> tuple[Stop | None, bool]:
         try:
-            return self._supervisor.run(self.todo), False
+            stop = self._supervisor.run(self.todo)
+            if stop is None and self._put_off:
+                stop = Stop(self._put_off[-1], f"{len(self._put_off)} cases failed {what_to_do(self._put_off[-1])}")
+            return stop, False
         except KeyboardInterrupt:
             return Stop(None, "interrupted"), True
         except OSError as error:  # of OUT: records cannot be written
@@ -228,12 +232,14 @@ class FolderRun:
 
     def failed(self, case: Case, failure: Failure) -> None:
         """Note a case that has failed; it is recorded once it is known that the run can go on."""
-        row = self._row(case) | {"status": "failed", "message": failure.message, "seconds": failure.seconds}
+        status = "pending" if failure.cause in NOBODYS else "failed"
+        row = self._row(case) | {"status": status, "message": failure.message, "seconds": failure.seconds}
         self._lesions[case.case_id] = []
-        if failure.cause in OF_THE_CASE:
-            self._held.append((case, row))
+        if failure.cause in NOBODYS:
+            self._put_off.append(failure.cause)
+            self.ledger.release(case)
         else:
-            self.ledger.release(case)  # not its fault: the next run tries it again
+            self._held.append((case, row))
         self._tell(row)
         self._settle()
 
@@ -299,9 +305,6 @@ class FolderRun:
     def _all_lesions(self) -> Iterator[Row]:
         return (lesion for lesions in self._lesions.values() for lesion in lesions)
 
-    def _some_done(self) -> bool:
-        return any(self._rows[case.case_id]["status"] != "pending" for case in self.todo)
-
     def _make_worker(self) -> WorkerProcess | InProcess:
         setup = Setup(
             self.bundle,
@@ -317,7 +320,7 @@ class FolderRun:
 
 def _no_record(error: OSError) -> Stop:
     cause: Cause = cause_of(error, "write")
-    return Stop(cause, f"OUT cannot be written ({one_line(error)}); {REMEDY[cause]}, then run the same command")
+    return Stop(cause, f"OUT cannot be written ({one_line(error)}), {what_to_do(cause)}")
 
 
 @contextmanager

@@ -12,8 +12,8 @@ Cause = Literal["input", "memory", "device", "disk", "share", "model", "crash"]
 Step = Literal["read", "prepare", "network", "finish", "write", "measure"]
 
 IN_A_ROW = 10  # failures of one cause that is not the input: more of them would tell nothing new
-OF_THE_CASE: frozenset[Cause] = frozenset({"input", "memory", "crash"})  # the others are tried again by the next run
-AT_ANY_CASE: frozenset[Cause] = frozenset({"disk", "share", "model"})  # no case can succeed while they last
+NOBODYS: frozenset[Cause] = frozenset({"disk", "share"})  # never the case's own fault: the next run tries it again
+LASTING: frozenset[Cause] = NOBODYS | {"device", "model"}  # two cases in a row at the end are not chance either
 
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 SHARE_ERRORS = {
@@ -24,6 +24,15 @@ SHARE_ERRORS = {
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "unable to allocate", "alloc_failed")
 DEVICE_FAULT = ("cuda error", "cudaerror", "cublas_status", "cudnn error", "cudnn_status", "hip error", "cufft_")
 
+WANTED: dict[Cause, str] = {
+    "input": "a sound scan",
+    "memory": "memory",
+    "device": "a working GPU",
+    "disk": "disk space",
+    "share": "the folder of the scans",
+    "model": "a working model",
+    "crash": "a process that lives",
+}
 REMEDY: dict[Cause, str] = {
     "input": "see report.csv",
     "memory": "close other programs, or use a machine with more memory",
@@ -33,6 +42,11 @@ REMEDY: dict[Cause, str] = {
     "model": "check the model",
     "crash": "see that nothing else ends medseg's processes, and that memory suffices",
 }
+
+
+def what_to_do(cause: Cause) -> str:
+    """What failures of a cause lacked, and what to do."""
+    return f"for want of {WANTED[cause]}; {REMEDY[cause]}, then run the same command"
 
 
 class Failure(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from medseg.inference.cases import Case
-from medseg.inference.faults import AT_ANY_CASE, IN_A_ROW, REMEDY, Cause, Failure, Streak
+from medseg.inference.faults import LASTING, Cause, Failure, Streak, what_to_do
 from medseg.inference.messages import Result, Said, Stage
 from medseg.inference.worker import STOP_S, Worker, WorkerDiedError
 
@@ -79,7 +79,7 @@ class Supervisor:
         finally:
             if self._worker is not None:
                 self._worker.kill()
-        if stop is None and self.streak.cause in AT_ANY_CASE:
+        if stop is None and self.streak.cause in LASTING and len(self.streak.case_ids) > 1:
             return self._stop_for(self.streak.cause)
         return stop
 
@@ -181,9 +181,7 @@ class Supervisor:
         return Stop(None, "stopped at the first failure (--strict)") if self.strict else None
 
     def _stop_for(self, cause: Cause) -> Stop:
-        failed = len(self.streak.case_ids)
-        said = f"{failed} cases in a row" if failed == IN_A_ROW else f"the last {failed} cases" if failed > 1 else "one"
-        return Stop(cause, f"{said} failed for want of {WANTED[cause]}; {REMEDY[cause]}, then run the same command")
+        return Stop(cause, f"{len(self.streak.case_ids)} cases in a row failed {what_to_do(cause)}")
 
     def _let_writing_end(self, worker: Worker) -> None:
         """Wait, not long, for masks that are being written."""
@@ -200,14 +198,3 @@ class Supervisor:
                     self._stages[said.case_id] = "read"  # failed: it stays undone
         except WorkerDiedError:
             return
-
-
-WANTED: dict[Cause, str] = {
-    "input": "a sound scan",
-    "memory": "memory",
-    "device": "a working GPU",
-    "disk": "disk space",
-    "share": "the folder of the scans",
-    "model": "a working model",
-    "crash": "a process that lives",
-}

@@ -144,7 +144,7 @@ def test_ten_failures_of_one_cause_stop_the_run(cause):
 def test_a_disk_that_is_full_at_the_end_stops_the_run_too():
     told, stop, _ = play({"e": [Failure("disk", "full")], "f": [Failure("disk", "full")]})
     assert told["f"].cause == "disk"
-    assert stop.message.startswith("the last 2 cases failed for want of disk space; free space on OUT's disk")
+    assert stop.message.startswith("2 cases in a row failed for want of disk space; free space on OUT's disk")
 
 
 def test_any_number_of_bad_scans_is_worked_through():
