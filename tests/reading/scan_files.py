@@ -89,16 +89,16 @@ def append(path, extra):
     return path
 
 
-def bomb(path, *, declared, inflated_mb):
+def bomb(path, *, declared, inflated_mb, offset=352):
     """A small gzip file: a header that declares `declared` voxels of int16, then zeros."""
     header = nib.Nifti1Header()
     header.set_data_dtype(np.int16)
     header.set_data_shape(declared)
     header.set_sform(AFFINE, 1)
     header["pixdim"][1:4] = (0.75, 1.5, 2.5)
-    header["vox_offset"] = 352
+    header["vox_offset"] = offset
     header["magic"] = b"n+1"
-    packer = zlib.compressobj(9, wbits=31)
+    packer = zlib.compressobj(1, wbits=31)
     zeros = bytes(1 << 20)
     with path.open("wb") as file:
         file.write(packer.compress(bytes(header.binaryblock) + bytes(4)))

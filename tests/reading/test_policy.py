@@ -218,7 +218,7 @@ SCANS = {
     "NaN or infinite numbers in the affine": [
         lambda at: patch(save(at / "scan.nii"), (SROW_X, "f", np.nan)),
         lambda at: patch(save(at / "scan.nii.gz"), (SROW_X + 12, "f", np.inf)),
-        lambda at: patch(save(at / "scan.nii"), (SFORM_CODE, "h", 0), (QFORM_CODE, "h", 1), (QUATERN_B + 12, "f", -np.inf)),
+        lambda at: patch(save(at / "scan.nii"), (QFORM_CODE, "2h", 1, 0), (QUATERN_B + 12, "f", -np.inf)),
     ],
     "a singular affine": [
         lambda at: patch(save(at / "scan.nii"), (SROW_X, "4f", 0, 0, 0, 0)),
@@ -279,7 +279,7 @@ SCANS = {
         lambda at: patch(save(at / "scan.nii"), (VOX_OFFSET, "f", 0.0)),
         lambda at: patch(save(at / "scan.nii.gz"), (VOX_OFFSET, "f", 350.0)),
         lambda at: patch(save(at / "scan.nii.gz"), (VOX_OFFSET, "f", -352.0)),
-        lambda at: patch(bomb(at / "scan.nii.gz", declared=SHAPE, inflated_mb=300), (VOX_OFFSET, "f", 3e8)),
+        lambda at: bomb(at / "scan.nii.gz", declared=SHAPE, inflated_mb=300, offset=3e8),
     ],
     "negative or zero axis lengths": [
         lambda at: declared(at / "scan.nii", 5, -7, 4),

@@ -16,7 +16,6 @@ ODD_REFUSED = {
     "nifti/functional.nii": "4D, shape",
     "nifti/nifti1.hdr": "its voxel file nifti1.img is missing",
     "nrrd/test_simple4d_raw.nrrd": "no 'space origin'",
-    "dicom/CT_small.dcm": "not a scan file",
 }
 ODD_READ = {
     "nifti/anatomical.nii": "LAS",
@@ -74,6 +73,7 @@ def test_odd_4d_file_splits_into_channels(shared_data, name, channels):
 
 @pytest.mark.parametrize(
     "name", ["odd/nifti/mha.mha", "odd/nrrd/BallBinary30x30x30.nrrd", "odd/nrrd/BallBinary30x30x30_gz.nrrd",
+             "odd/nrrd/BallBinary30x30x30.nhdr",
              "dicom_small/dcmqi/liver_seg.nrrd"],
 )  # fmt: skip
 def test_itk_file_is_read_as_simpleitk_reads_it(shared_data, name):
@@ -83,3 +83,17 @@ def test_itk_file_is_read_as_simpleitk_reads_it(shared_data, name):
     corner = [length - 1 for length in image.GetSize()]
     left, posterior, superior = image.TransformIndexToPhysicalPoint(corner)
     assert np.allclose(scan.affine @ (*corner, 1), (-left, -posterior, superior, 1))
+
+
+def test_every_odd_file_has_a_verdict(shared_data):
+    odd = shared_data / "odd"
+    known = {*ODD_REFUSED, *ODD_READ, "nifti/mha.mha", "nrrd/BallBinary30x30x30.raw"}
+    known |= {f"nrrd/BallBinary30x30x30{end}" for end in (".nrrd", "_gz.nrrd", ".nhdr")}
+    present = {path.relative_to(odd).as_posix() for name in ("nifti", "nrrd") for path in (odd / name).iterdir()}
+    assert {name for name in present if "LICENSE" not in name} == known
+
+
+def test_a_file_of_a_dicom_series_is_no_scan_file(shared_data):
+    for path in sorted((shared_data / "odd" / "dicom").glob("*.dcm")):
+        with pytest.raises(DataError, match=f"^{path.name}: not a scan file medseg reads .*; convert it first"):
+            read_scan(path)
