@@ -49,19 +49,33 @@ def predict(
     Writes one mask a scan on the scan's own grid, and one row a scan in report.csv; run again, it does what is missing
     or has changed. Exit code 3: some scans failed; 4: stopped early; 130: Ctrl-C.
     """
-    _check(scans, out, ids, precision)
+    for name, value, known in (("ids", ids, IDS), ("precision", precision or PRECISIONS[0], PRECISIONS)):
+        if value not in known:
+            raise ConfigError(f"--{name} is {value!r}; use {', '.join(known)}")
     try:
         from medseg.bundle import open_bundle
         from medseg.inference.batch import FolderRun, Options
-        from medseg.inference.cases import cases_in
+        from medseg.inference.cases import check_out, list_cases
         from medseg.inference.identity import open_key, write_key_table
         from medseg.inference.run_file import write_run
         from medseg.models import chosen_model
 
+        check_out(scans, out)
         bundle = open_bundle(chosen_model(model))
         with _writing_out():
             key = b"dry run" if dry_run and not out.is_dir() else open_key(out)
-        cases = cases_in(scans, channels=bundle.channels, unit=bundle.unit, ids=ids, key=key, all_series=all_series)
+        found = list_cases(
+            scans,
+            channels=bundle.channels,
+            unit=bundle.unit,
+            ids=ids,
+            key=key,
+            all_series=all_series,
+            modality=bundle.modality,
+        )
+        cases = found.cases
+        if found.passed_over and not as_json:
+            say(f"{found.passed_over} files of other kinds are passed over")
         options = Options(
             precision=precision or None,  # type: ignore[arg-type] # checked
             mirroring=mirroring,
@@ -94,16 +108,6 @@ def predict(
     except KeyboardInterrupt:
         raise typer.Exit(BY_SIGNAL + 2) from None
     raise typer.Exit(_end(run, outcome, as_json=as_json))
-
-
-def _check(scans: Path, out: Path, ids: str, precision: str) -> None:
-    if scans.is_dir() and out.resolve().is_relative_to(scans.resolve()):
-        raise ConfigError(f"{out} lies inside {scans}: masks would be taken for scans; choose another OUT")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; OUT must be a folder")
-    for name, value, known in (("ids", ids, IDS), ("precision", precision or PRECISIONS[0], PRECISIONS)):
-        if value not in known:
-            raise ConfigError(f"--{name} is {value!r}; use {', '.join(known)}")
 
 
 def _do(run: "FolderRun", *, as_json: bool) -> "Outcome":
