@@ -1,0 +1,143 @@
+"""Flags: what in a result a person should look at first. A flag says what was seen, never that the mask is wrong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import ConfigError
+from medseg.geometry import bounding_box, connected_lesions, voxel_volume_ml
+
+
+@dataclass(frozen=True)
+class FlagRules:
+    """Thresholds of a recipe, under its id `flags`; a rule that is not given raises no flag.
+
+    Attributes:
+        volume_ml: region -> smallest and largest plausible volume, in mL.
+        pieces_above_ml: region -> volume in mL from which a second piece, before clean-up, is worth a look.
+        at_border: regions that should end inside the scan.
+        none_found: regions that every scan should have.
+        removed_above_ml: region -> volume in mL that clean-up may take from it unmentioned.
+        confidence_below: mean confidence of a region, 0 to 1, below which it is worth a look.
+        agreement_below: Dice between predictions mirrored and not, or of folds, below which it is worth a look.
+    """
+
+    volume_ml: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    pieces_above_ml: Mapping[str, float] = field(default_factory=dict)
+    at_border: Sequence[str] = ()
+    none_found: Sequence[str] = ()
+    removed_above_ml: Mapping[str, float] = field(default_factory=dict)
+    confidence_below: float = 0.0
+    agreement_below: float = 0.0
+
+    @classmethod
+    def read(cls, content: Any, regions: Mapping[str, Any]) -> "FlagRules":
+        """Rules of a recipe's `flags`.
+
+        Args:
+            content: what the recipe says; None for no rules.
+            regions: the recipe's regions.
+
+        Raises:
+            ConfigError: if a rule or a region is not known, or a volume range is none.
+        """
+        if content is None:
+            return cls()
+        known = [each.name for each in fields(cls)]
+        if not isinstance(content, Mapping) or set(content) - set(known):
+            raise ConfigError(f"flags: give rules of {', '.join(known)}, each with its thresholds")
+        rules = cls(**content)
+        named = {*rules.volume_ml, *rules.pieces_above_ml, *rules.at_border, *rules.none_found, *rules.removed_above_ml}
+        unknown = sorted(named - set(regions))
+        if unknown:
+            raise ConfigError(f"flags: no region {', '.join(unknown)}; this recipe has {', '.join(regions)}")
+        for region, ends in rules.volume_ml.items():
+            if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
+                raise ConfigError(f"flags::volume_ml::{region}: is {list(ends)}; give the smallest and the largest mL")
+        return rules
+
+
+def flags_of(
+    label: NDArray[np.integer],
+    raw: NDArray[np.integer],
+    affine: NDArray[np.float64],
+    *,
+    regions: Mapping[str, Sequence[int]],
+    rules: FlagRules,
+    confidence: Mapping[str, float] | None = None,
+    agreement: Mapping[str, float] | None = None,
+) -> list[str]:
+    """What to look at in a case, one short sentence each.
+
+    Args:
+        label: the finished mask `(X, Y, Z)`.
+        raw: the mask before clean-up.
+        affine: `(4, 4)`, voxel index to mm.
+        regions: name -> label values.
+        rules: thresholds.
+        confidence: mean confidence of each region, if it is known.
+        agreement: Dice of each region between several predictions, if there were several.
+    """
+    voxel_ml = voxel_volume_ml(affine)
+    flags = []
+    for region, values in regions.items():
+        mask = np.isin(label, values)
+        volume = float(mask.sum() * voxel_ml)
+        if volume == 0:
+            if region in rules.none_found:
+                flags.append(f"{region}: none found")
+        else:
+            flags += _volume_flags(region, volume, rules)
+            if region in rules.at_border and touches_border(mask):
+                flags.append(f"{region}: reaches the border of the scan, so its volume may be too small")
+        flags += _cleanup_flags(region, np.isin(raw, values), volume, voxel_ml, rules)
+        flags += _doubt_flags(region, confidence or {}, agreement or {}, rules)
+    return flags
+
+
+def touches_border(mask: NDArray[np.bool_]) -> bool:
+    """Whether a mask has a voxel in the first or last slice along any axis; an axis of one voxel does not count."""
+    box = bounding_box(mask)
+    if box is None:
+        return False
+    return any(
+        length > 1 and (part.start == 0 or part.stop == length) for part, length in zip(box, mask.shape, strict=True)
+    )
+
+
+def _volume_flags(region: str, volume: float, rules: FlagRules) -> list[str]:
+    if region not in rules.volume_ml:
+        return []
+    low, high = rules.volume_ml[region]
+    if low <= volume <= high:
+        return []
+    return [f"{region}: {volume:.1f} mL, outside the expected {low:g} to {high:g} mL"]
+
+
+def _cleanup_flags(region: str, raw: NDArray[np.bool_], volume: float, voxel_ml: float, rules: FlagRules) -> list[str]:
+    flags = []
+    if region in rules.pieces_above_ml:
+        threshold = rules.pieces_above_ml[region]
+        sizes_ml = np.bincount(connected_lesions(raw).ravel())[1:] * voxel_ml
+        large = int((sizes_ml >= threshold).sum())
+        if large > 1:
+            flags.append(f"{region}: {large} separate pieces of {threshold:g} mL or more before clean-up")
+    if region in rules.removed_above_ml:
+        removed = float(raw.sum() * voxel_ml) - volume
+        if removed > rules.removed_above_ml[region]:
+            flags.append(f"{region}: clean-up removed {removed:.1f} mL")
+    return flags
+
+
+def _doubt_flags(
+    region: str, confidence: Mapping[str, float], agreement: Mapping[str, float], rules: FlagRules
+) -> list[str]:
+    flags = []
+    if confidence.get(region, 1.0) < rules.confidence_below:
+        flags.append(f"{region}: low confidence ({confidence[region]:.2f})")
+    if agreement.get(region, 1.0) < rules.agreement_below:
+        flags.append(f"{region}: predictions disagree (Dice {agreement[region]:.2f})")
+    return flags

@@ -1,0 +1,298 @@
+"""Offline pages of a folder of results: one list of all cases, and one page a case that prints on A4.
+
+Pages hold everything they show (no file beside them, nothing from elsewhere), so they work from a file share.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from medseg.notices import SYNTHETIC, notice
+from medseg.report.views import (
+    ACROSS,
+    PatientArray,
+    Plane,
+    as_data_uri,
+    css_colors,
+    montage,
+    picture,
+    to_patient,
+)
+from medseg.writing import aside
+
+Row = Mapping[str, Any]
+PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+MOST_LESIONS = 15  # of a case's table, so that a page stays one sheet; lesions.csv has all
+MOST_LETTERS = 300  # of a text in the list
+LESION_TITLES = {
+    "volume_ml": ("Volume, mL", 2),
+    "longest_in_plane_diameter_mm": ("Longest in-plane, mm", 1),
+    "longest_diameter_mm": ("Longest 3D, mm", 1),
+    "mean_hu": ("Mean HU", 0),
+    "mean_probability": ("Mean probability", 2),
+    "location": ("Where", 0),
+    "area_px": ("Area, pixels", 0),
+    "longest_diameter_px": ("Longest, pixels", 1),
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """What all pages of a folder share.
+
+    Attributes:
+        model: name and version.
+        precision: of the network, such as "float32".
+        synthetic: whether the model has learned from synthetic data alone.
+        regions: name -> label values.
+        lesion_region: the region whose pieces are the lesions, if there is one.
+        unit: "mm", or "px" for 2D images.
+        window: intensities shown as black and white; each case's own range if None.
+    """
+
+    model: str
+    precision: str
+    synthetic: bool
+    regions: Mapping[str, Sequence[int]]
+    lesion_region: str | None = None
+    unit: Literal["mm", "px"] = "mm"
+    window: tuple[float, float] | None = None
+
+    @property
+    def notice(self) -> str:
+        """The words that stand on every page."""
+        return notice(synthetic=self.synthetic)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of a case, as text that a page holds.
+
+    Attributes:
+        views: one a plane: `uri`, `alt`, `caption`.
+        montage: slices through the regions; empty if there are none.
+    """
+
+    views: tuple[Mapping[str, str], ...]
+    montage: str = ""
+
+
+def draw_case(
+    image: NDArray[np.generic],
+    label: NDArray[np.integer],
+    affine: NDArray[np.float64],
+    about: About,
+    *,
+    lesions: NDArray[np.integer] | None = None,
+) -> Drawn:
+    """Pictures through the largest lesion, else through the middle of the first region, else of the scan.
+
+    Args:
+        image: intensities `(X, Y, Z)`.
+        label: the mask on the same grid.
+        affine: `(4, 4)`, voxel index to RAS mm.
+        about: names and colors of regions.
+        lesions: lesion numbers on the same grid, the largest being 1.
+    """
+    shown = to_patient(image, affine)
+    mask = to_patient(label, affine).voxels
+    regions = {name: np.isin(mask, values) for name, values in about.regions.items()}
+    numbers = None if lesions is None else PatientArray(to_patient(lesions, affine).voxels, shown.spacing_mm)
+    window = about.window or _own_window(image)
+    if about.unit == "px":
+        flat = picture(shown, regions, "axial", 0, window=window, numbers=numbers, marks=False, size=640)
+        return Drawn(({"uri": as_data_uri(flat), "alt": "The image with contours", "caption": ""},))
+    center, through = _center(regions, numbers)
+    views = []
+    for plane in PLANES:
+        view = picture(shown, regions, plane, center[ACROSS[plane]], window=window, numbers=numbers)
+        views.append(
+            {
+                "uri": as_data_uri(view),
+                "alt": f"{plane} slice through {through} with contours of {', '.join(regions)}",
+                "caption": f"{plane}, through {through}",
+            }
+        )
+    any_region = any(region.any() for region in regions.values())
+    return Drawn(tuple(views), as_data_uri(montage(shown, regions, window=window)) if any_region else "")
+
+
+def write_case_page(path: Path, about: About, row: Row, lesions: Sequence[Row], drawn: Drawn) -> None:
+    """Write a case's page, whole or not at all.
+
+    Args:
+        path: `OUT/cases/<case_id>.html`.
+        about: what all pages share.
+        row: the case's row of the report; `flags`, `warnings` and `notes` may be lists of sentences.
+        lesions: its rows of lesions.csv, in the order of their numbers.
+        drawn: its pictures.
+    """
+    columns = [name for name in LESION_TITLES if any(lesion.get(name) is not None for lesion in lesions)]
+    shown = [
+        {"number": lesion["lesion"], "cells": [_shown(lesion.get(name), LESION_TITLES[name][1]) for name in columns]}
+        for lesion in lesions[:MOST_LESIONS]
+    ]
+    page = _template("case.html.j2").render(
+        style=Markup(_style()),
+        case_id=row["case_id"],
+        index_link="../" * (str(row["case_id"]).count("/") + 1) + "index.html",
+        notice=about.notice,
+        synthetic=about.synthetic,
+        synthetic_notice=SYNTHETIC,
+        model=about.model,
+        precision=about.precision,
+        unit=about.unit,
+        flags=_sentences(row.get("flags")),
+        warnings=_sentences(row.get("warnings")),
+        notes=_sentences(row.get("notes")),
+        volumes=_volumes(about, row),
+        lesion_region=about.lesion_region,
+        lesions=lesions,
+        shown_lesions=shown,
+        lesion_columns=[{"title": LESION_TITLES[name][0]} for name in columns],
+        views=drawn.views,
+        montage=drawn.montage,
+        region_names=", ".join(about.regions),
+    )
+    with aside(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def write_index(path: Path, about: About, rows: Sequence[Row], *, running: bool = False) -> None:
+    """Write the list of all cases: to search, filter and sort, failed and flagged ones first.
+
+    Args:
+        path: `OUT/index.html`.
+        about: what all pages share.
+        rows: of the report.
+        running: whether more is to come.
+    """
+    size = "ml" if about.unit == "mm" else "px"
+    numbers = [f"{region}_{size}" for region in about.regions]
+    titles = [f"{region}, {'mL' if size == 'ml' else 'pixels'}" for region in about.regions]
+    if about.lesion_region:
+        numbers += ["lesion_count", f"longest_diameter_{about.unit}"]
+        titles += ["lesions", f"longest, {about.unit}"]
+    listed = [_index_row(row, numbers) for row in rows]
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    flagged = sum(bool(row.get("flags")) for row in rows)
+    said = [f"{number} {status}" for status, number in counts.items()] + [f"{flagged} to look at"]
+    kinds = ["case", "text", "text", "text", *["number"] * len(numbers)]
+    columns = [("case", False), ("status", False), ("please look", False), ("message", False)]
+    columns += [(title, True) for title in titles]
+    page = _template("index.html.j2").render(
+        style=Markup(_style()),
+        counts=", ".join(said),
+        notice=about.notice,
+        model=about.model,
+        precision=about.precision,
+        running=running,
+        statuses=sorted(counts),
+        columns=[{"title": title, "number": number} for title, number in columns],
+        rows=_json(listed),
+        column_kinds=_json(kinds),
+        decimals=_json([0] * 4 + [0 if name == "lesion_count" or size == "px" else 1 for name in numbers]),
+    )
+    with aside(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def page_path(out: Path, case_id: str) -> Path:
+    """Where a case's page lies."""
+    return out.joinpath("cases", *f"{case_id}.html".split("/"))
+
+
+def _index_row(row: Row, numbers: Sequence[str]) -> list[Any]:
+    message = row.get("message") or row.get("warnings") or ""
+    has_page = row["status"] in ("done", "edited")
+    link = f"cases/{quote(str(row['case_id']))}.html" if has_page else ""
+    texts = [row["case_id"], row["status"], _cut(row.get("flags") or ""), _cut(message)]
+    return [*texts, *(_number(row.get(name)) for name in numbers), link]
+
+
+def _number(value: Any) -> float | str:
+    if value is None or value == "" or (isinstance(value, float) and not np.isfinite(value)):
+        return ""
+    return round(float(value), 3)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
+
+
+def _volumes(about: About, row: Row) -> list[dict[str, str]]:
+    """The case's volumes with their colors: the regions, and each organ without its lesions."""
+    size = "px" if about.unit == "px" else "ml"
+    colors = css_colors(list(about.regions))
+    shown = []
+    for name in [key.removesuffix(f"_{size}") for key in row if key.endswith(f"_{size}")]:
+        value = row[f"{name}_{size}"]
+        words = "none found" if not value else _shown(float(value), 0 if size == "px" else 1)
+        shown.append({"name": name.replace("_", " "), "color": colors.get(name, ""), "shown": words})
+    return shown
+
+
+def _center(regions: Mapping[str, NDArray[np.bool_]], numbers: PatientArray | None) -> tuple[list[int], str]:
+    """Voxel that the pictures cut through, in the patient's axes, and what it is the middle of."""
+    candidates = [] if numbers is None else [("lesion 1", numbers.voxels == 1)]
+    for name, mask in [*candidates, *regions.items()]:
+        if mask.any():
+            places = np.argwhere(mask)
+            middle = places.mean(axis=0)
+            nearest = places[np.abs(places - middle).sum(axis=1).argmin()]  # inside, also of a curved region
+            return nearest.tolist(), name
+    shape = next(iter(regions.values())).shape
+    return [length // 2 for length in shape], "the middle of the scan"
+
+
+def _own_window(image: NDArray[np.generic]) -> tuple[float, float]:
+    sample = image[tuple(slice(None, None, max(1, length // 64)) for length in image.shape)]
+    low, high = np.percentile(sample.astype(np.float32), (1, 99.5))
+    return float(low), float(high)
+
+
+def _shown(value: Any, decimals: int) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.{decimals}f}"
+
+
+def _sentences(said: Any) -> list[str]:
+    """Sentences of a row: given one by one, or joined as a table has them."""
+    if isinstance(said, str):
+        return [part for part in said.split("; ") if part]
+    return list(said or ())
+
+
+def _json(content: Any) -> Markup:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+@cache
+def _style() -> str:
+    return files("medseg.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medseg.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(name)

@@ -1,0 +1,130 @@
+"""Pictures: the patient's sides are where the marks say, contours where the mask is, in every orientation."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg.report.views import COLORS, PatientArray, as_data_uri, montage, outline, picture, plane_of, to_patient
+
+ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
+SIZE, SPACING = (12, 10, 8), (1.0, 1.5, 3.0)
+
+
+def scene():
+    """A bright cube to the patient's right, front and head, in the patient's axes."""
+    voxels = np.zeros(SIZE, np.int16)
+    voxels[8:11, 7:9, 5:7] = 100
+    return voxels
+
+
+def stored(voxels, axes, signs):
+    """The same patient stored along other axes: array and RAS affine."""
+    laid = voxels.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(zip(axes, signs, strict=True)):
+        affine[world, axis] = sign * SPACING[world]
+        affine[world, 3] = 0 if sign > 0 else (SIZE[world] - 1) * SPACING[world]
+    return laid, affine
+
+
+@pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
+def test_the_patient_lies_alike_in_all_48_orientations(axes, signs):
+    laid, affine = stored(scene(), axes, signs)
+    turned = to_patient(laid, affine)
+    np.testing.assert_array_equal(turned.voxels, scene())
+    assert turned.spacing_mm == pytest.approx(SPACING)
+    assert np.shares_memory(turned.voxels, laid)
+
+
+def side_of(shown):
+    """In which half of the picture the bright cube is: horizontal, vertical."""
+    rows, columns = np.nonzero(np.asarray(shown.convert("L")) > 128)
+    width, height = shown.size
+    return ("left" if columns.mean() < width / 2 else "right", "top" if rows.mean() < height / 2 else "bottom")
+
+
+@pytest.mark.parametrize(
+    ("plane", "index", "expected"),
+    [("axial", 5, ("left", "top")), ("coronal", 7, ("left", "top")), ("sagittal", 9, ("left", "top"))],
+)
+def test_right_anterior_and_superior_are_where_the_marks_say(plane, index, expected):
+    image = PatientArray(scene(), SPACING)  # the cube lies to the right, which radiologists show on the left
+    shown = picture(image, {}, plane, index, window=(0, 100), marks=False)
+    assert side_of(shown) == expected
+
+
+def test_marks_are_written_at_the_edges_and_the_scale_bar_is_true():
+    image = PatientArray(np.zeros((200, 160, 10), np.int16), (1.0, 1.0, 1.0))
+    plain = np.asarray(picture(image, {}, "axial", 5, window=(0, 1), size=400, marks=False))
+    marked = np.asarray(picture(image, {}, "axial", 5, window=(0, 1), size=400))
+    assert not plain.any()
+    height, width = marked.shape[:2]
+    for region in (
+        marked[height // 2 - 10 : height // 2 + 10, :25],
+        marked[height // 2 - 10 : height // 2 + 10, -25:],
+        marked[:25, width // 2 - 10 : width // 2 + 10],
+        marked[-25:, width // 2 - 10 : width // 2 + 10],
+    ):
+        assert region.max() == 255
+    bar = np.flatnonzero(marked[height - 8, : width // 2 - 20, 0] == 255)
+    assert bar.size == pytest.approx(50 * 400 / 200, abs=3)  # 50 mm at 2 pixels a mm: 100 mm would be too long
+
+
+def test_contours_lie_on_the_border_of_the_mask_and_nowhere_else():
+    mask = np.zeros(SIZE, bool)
+    mask[2:7, 3:8, 2:6] = True
+    image = PatientArray(np.zeros(SIZE, np.int16), (1.0, 1.0, 1.0))
+    shown = np.asarray(picture(image, {"liver": mask}, "axial", 4, window=(0, 1), size=120, marks=False))
+    colored = (shown == COLORS[0]).all(axis=2)
+    inside = np.kron(plane_of(PatientArray(mask, (1.0, 1.0, 1.0)), "axial", 4)[0], np.ones((10, 10))).astype(bool)
+    np.testing.assert_array_equal(colored, outline(inside))
+    assert colored.any()
+    none = np.asarray(picture(image, {"liver": mask}, "axial", 0, window=(0, 1), size=120, marks=False))
+    assert not (none == COLORS[0]).all(axis=2).any()
+
+
+def test_an_outline_is_closed_and_one_pixel_wide():
+    mask = np.zeros((7, 7), bool)
+    mask[1:6, 1:6] = True
+    expected = mask.copy()
+    expected[2:5, 2:5] = False
+    np.testing.assert_array_equal(outline(mask), expected)
+    np.testing.assert_array_equal(outline(np.ones((2, 2), bool)), np.ones((2, 2), bool))
+
+
+def test_voxels_keep_their_proportion():
+    image = PatientArray(np.zeros((10, 10, 10), np.int16), (1.0, 2.0, 4.0))
+    assert picture(image, {}, "axial", 0, window=(0, 1), size=200).size == (100, 200)
+    assert picture(image, {}, "coronal", 0, window=(0, 1), size=200).size == (50, 200)
+    assert picture(image, {}, "sagittal", 0, window=(0, 1), size=200).size == (100, 200)
+
+
+def test_each_lesion_is_numbered_in_the_slice():
+    numbers = np.zeros((40, 40, 4), np.int32)
+    numbers[5:9, 5:9, 1:3], numbers[25:30, 25:30, 1:3] = 1, 2
+    image = PatientArray(np.zeros(numbers.shape, np.int16), (1.0, 1.0, 1.0))
+    drawn = picture(image, {}, "axial", 1, window=(0, 1), numbers=PatientArray(numbers, image.spacing_mm), marks=False)
+    assert np.asarray(drawn).any()
+    elsewhere = picture(
+        image, {}, "axial", 3, window=(0, 1), numbers=PatientArray(numbers, image.spacing_mm), marks=False
+    )
+    assert not np.asarray(elsewhere).any()
+
+
+def test_a_montage_runs_from_head_to_feet_through_the_region():
+    voxels = np.zeros((20, 20, 30), np.int16)
+    voxels[:, :, 20:] = 100  # the upper part is bright
+    mask = np.zeros(voxels.shape, bool)
+    mask[5:15, 5:15, 6:26] = True
+    sheet = montage(PatientArray(voxels, (1.0, 1.0, 1.0)), {"liver": mask}, window=(0, 100), across=2, down=2, size=60)
+    gray = np.asarray(sheet.convert("L"))
+    height, width = gray.shape
+    assert gray[: height // 2, : width // 2].mean() > 150
+    assert gray[height // 2 :, width // 2 :].mean() < 100
+
+
+def test_a_picture_becomes_text_that_a_page_holds():
+    assert as_data_uri(Image.new("RGB", (4, 4))).startswith("data:image/jpeg;base64,/9j/")
