@@ -97,7 +97,10 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """Floating-point type the network runs in, as its inferer says."""
+        """Floating-point type the network runs in: one that a stored check has found as good, else the inferer's."""
+        check = self.metadata.get("precision_check")
+        if isinstance(check, Mapping) and check.get("passed"):
+            return str(check.get("precision"))
         return _find_setting(self._literal("inferer"), "precision") or "float32"
 
     @property

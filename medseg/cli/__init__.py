@@ -11,12 +11,24 @@ import typer
 
 from medseg import __version__
 
-from medseg.cli import training, inspect, predict, status, phantom, runs, bundles, machine  # isort: skip (the order of --help)
+from medseg.cli import training, inspect, predict, status, phantom, runs, bundles, precision, machine  # isort: skip (the order of --help)
 from medseg.cli.common import UNEXPECTED, USAGE, app, one_line, say
 from medseg.errors import ConfigError, DataError
 from medseg.notices import NOT_A_DEVICE
 
-__all__ = ["app", "bundles", "inspect", "machine", "main", "phantom", "predict", "runs", "status", "training"]
+__all__ = [
+    "app",
+    "bundles",
+    "inspect",
+    "machine",
+    "main",
+    "phantom",
+    "precision",
+    "predict",
+    "runs",
+    "status",
+    "training",
+]
 
 
 def main() -> None:

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medseg.inference.tuning import Runner, Tuning, limit_gpu_memory, probed_batch_size, release, slab_mb
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    seconds = 0.0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("medseg.inference.tuning._now", lambda device: made.seconds)
+    return made
+
+
+class Sleeper(nn.Module):
+    """Takes the seconds that its layout is given, and more in its first two calls."""
+
+    def __init__(self, contiguous: float, channels_last: float, clock: Clock | None = None) -> None:
+        super().__init__()
+        self.clock = clock or Clock()
+        self.conv = nn.Conv3d(2, 3, 3, padding=1)
+        self.seconds = {True: contiguous, False: channels_last}
+        self.seen: list[bool] = []
+
+    def forward(self, windows: Tensor) -> Tensor:
+        plain = windows.is_contiguous()
+        assert self.conv.weight.is_contiguous() == plain
+        self.seen.append(plain)
+        self.clock.seconds += self.seconds[plain] + (1 if self.seen.count(plain) == 1 else 0)
+        return self.conv(windows)
+
+
+@pytest.mark.parametrize(("seconds", "best"), [((0.03, 0.005), "channels_last"), ((0.005, 0.03), "contiguous")])
+def test_the_layout_of_the_first_windows_that_is_faster_is_kept(
+    seconds: tuple[float, float], best: str, clock: Clock
+) -> None:
+    network, windows = Sleeper(*seconds, clock), torch.randn(1, 2, 6, 7, 8)
+    expected = network(windows)
+    runner = Runner(network)
+    network.seen.clear()
+    for _ in range(9):
+        torch.testing.assert_close(runner(windows), expected)
+    assert set(network.seen[:6]) == {True, False}
+    assert network.seen[6:] == [best == "contiguous"] * 3
+    assert runner.layout == best
+
+
+def test_a_small_gain_does_not_change_the_layout(clock: Clock) -> None:
+    runner = Runner(Sleeper(0.0200, 0.0198, clock))
+    for _ in range(6):
+        runner(torch.randn(1, 2, 4, 4, 4))
+    assert runner.layout == "contiguous"
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_layout_that_is_named_is_taken_at_once(layout: str) -> None:
+    network = Sleeper(0, 0)
+    Runner(network, layout=layout)(torch.randn(2, 2, 5, 5, 5))
+    assert network.seen == [layout == "contiguous"]
+
+
+def test_a_network_that_does_not_take_a_layout_keeps_the_other() -> None:
+    class Viewing(Sleeper):
+        def forward(self, windows: Tensor) -> Tensor:
+            windows.view(-1)
+            return super().forward(windows)
+
+    network = Viewing(0, 0)
+    runner, windows = Runner(network), torch.randn(1, 2, 4, 5, 6)
+    assert [runner(windows).shape[1] for _ in range(8)] == [3] * 8
+    assert (runner.layout, runner.trials) == ("contiguous", [])
+
+
+def test_an_error_of_the_network_is_no_matter_of_layout() -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        Runner(nn.Conv3d(2, 3, 3))(torch.randn(1, 5, 4, 4, 4))
+
+    class Full(Sleeper):
+        def forward(self, windows: Tensor) -> Tensor:
+            if not windows.is_contiguous():
+                raise torch.OutOfMemoryError("no room")
+            return super().forward(windows)
+
+    runner, windows = Runner(Full(0, 0)), torch.randn(1, 2, 4, 4, 4)
+    runner(windows)
+    runner(windows)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):  # the predictor's ladder is for that
+        runner(windows)
+
+
+def test_a_2d_network_has_layouts_too() -> None:
+    network, windows = nn.Conv2d(2, 3, 3), torch.randn(2, 2, 8, 9)
+    expected = network(windows)
+    assert all(
+        torch.allclose(Runner(network, layout=each)(windows), expected, atol=1e-6)
+        for each in ("contiguous", "channels_last")
+    )
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "expected"),
+    [(20, 0, 16), (0, 4, 1), (10, 30, 4)],  # a window of the last: 40, 35, 32.5 and then 31.25 s, only 4 % less
+    ids=["all overhead", "no overhead", "some"],
+)
+def test_the_batch_is_as_large_as_it_pays(fixed: float, each: float, expected: int, clock: Clock) -> None:
+    def forward(windows: Tensor) -> None:
+        clock.seconds += fixed + each * len(windows)
+
+    assert probed_batch_size(forward, torch.zeros(1, 1, 8, 8)) == expected
+
+
+def test_a_batch_that_does_not_fit_is_not_taken(clock: Clock) -> None:
+    def forward(windows: Tensor) -> None:
+        if len(windows) > 4:
+            raise torch.OutOfMemoryError("no room")
+        clock.seconds += 1
+
+    assert probed_batch_size(forward, torch.zeros(1, 1, 8, 8)) == 4
+    assert probed_batch_size(forward, torch.zeros(1, 1, 8, 8), start=4) == 4
+
+
+def test_large_windows_are_not_tried_in_batches_on_a_cpu() -> None:
+    def forward(windows: Tensor) -> None:
+        raise AssertionError("no window should be spent on it")
+
+    assert probed_batch_size(forward, torch.zeros(1, 1, 96, 96, 96), start=2) == 2
+
+
+def test_memory_of_a_slab_is_that_of_its_sums_and_weights() -> None:
+    assert slab_mb((273, 273, 400), (96, 96, 96), 14, 2) == 15 * 273 * 273 * 96 * 4 / 2**20
+    assert slab_mb((10, 273, 400), (96, 96, 96), 3, 0) == 4 * 96 * 273 * 400 * 4 / 2**20
+
+
+def test_tuning_leaves_the_choices_to_a_probe() -> None:
+    assert (Tuning().batch_size, Tuning().layout, Tuning().compile) == (None, "auto", False)
+    release("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_limit_of_gpu_memory_is_kept() -> None:
+    limit_gpu_memory(1.0, "cuda:0")
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(2 * 10**9, dtype=torch.uint8, device="cuda:0")
