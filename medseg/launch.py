@@ -123,7 +123,7 @@ def check_nested(files: Sequence[Path], settings: Sequence[tuple[str, Any]]) -> 
     contents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".json"]
     pairs = [pair for content in contents if isinstance(content, dict) for pair in content.items()]
     for key, value in [*pairs, *settings]:
-        name, *deeper = key.replace("#", "::").split("::")
+        name, *deeper = key.removeprefix("+").replace("#", "::").split("::")
         macro = recipe.get(name)
         if deeper and isinstance(macro, str) and macro.startswith("%"):
             raise ConfigError(

@@ -181,6 +181,7 @@ def test_tumors_lie_inside_of_the_liver():
         np.testing.assert_array_equal(regions[0] > 0, regions[1] > 0)
 
 
+@pytest.mark.slow
 def test_dark_tumors_are_darker_and_cysts_are_liver_in_the_label():
     checked = set()
     for seed in (2, 3, 6, 10, 12, 27):

@@ -165,6 +165,7 @@ def test_v3_multiplies_the_last_stage_by_its_multi_grid():
     assert {block.conv2.dilation[0] for block in encoder.layer3} == {1}
 
 
+@pytest.mark.slow
 def test_v3_equals_torchvision(torchvision_models, same_weights, random_statistics):
     theirs = torchvision_models.segmentation.deeplabv3_resnet50(
         weights=None, weights_backbone=None, num_classes=4, aux_loss=True

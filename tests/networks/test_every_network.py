@@ -46,6 +46,15 @@ SIZE = (33, 47, 20)
 
 every_network = pytest.mark.parametrize("name", NARROW)
 both_dimensions = pytest.mark.parametrize("spatial_dims", [2, 3])
+LONG = {("unet_2015", 3), ("unetplusplus", 3), ("unet_residual", 3)}  # a second and more for one image of float64
+in_both_dimensions = pytest.mark.parametrize(
+    ("name", "spatial_dims"),
+    [
+        pytest.param(name, spatial_dims, marks=pytest.mark.slow if (name, spatial_dims) in LONG else ())
+        for name in NARROW
+        for spatial_dims in (2, 3)
+    ],
+)
 
 
 def narrow(name, spatial_dims, in_channels=1, out_channels=3):
@@ -85,8 +94,7 @@ def test_one_small_patch_trains_every_parameter(name, spatial_dims):
     assert [key for key, p in network.named_parameters() if not p.grad.any()] == []
 
 
-@both_dimensions
-@every_network
+@in_both_dimensions
 def test_the_batch_is_its_samples_one_by_one(name, spatial_dims):
     network = narrow(name, spatial_dims).double().eval()
     images = torch.randn(3, 1, *SIZE[:spatial_dims], dtype=torch.float64)

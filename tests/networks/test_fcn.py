@@ -185,7 +185,7 @@ def test_learned_upsampling_starts_as_linear_interpolation(spatial_dims):
         torch.testing.assert_close(fine[inner], expected[inner])
 
 
-@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
 def test_logits_on_resnet_equal_torchvision(depth, torchvision_models, same_weights, random_statistics):
     theirs = getattr(torchvision_models.segmentation, f"fcn_resnet{depth}")(
         weights=None, weights_backbone=None, num_classes=21, aux_loss=True
@@ -270,6 +270,7 @@ def test_both_wide_layers_are_dropped_and_normalized(spatial_dims):
     assert [conv.bias is None for conv in convs] == [True, True, False, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 @pytest.mark.parametrize("variant", ["8s", "32s"])
 @both_dimensions

@@ -118,6 +118,7 @@ def test_what_reads_back_otherwise_than_written_is_no_checkpoint(run, monkeypatc
     assert names(run) == ["epoch_000002.pt", "epoch_000003.pt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are Unix's")
 def test_a_disk_that_takes_no_more_leaves_the_earlier_ones(run):
     """The system itself refuses to write on, here after 100 kB."""

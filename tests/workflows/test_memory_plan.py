@@ -115,6 +115,7 @@ def test_a_budget_that_is_no_amount_is_refused(budget):
         fit_recipe(recipe(gpu_memory_gb=budget))
 
 
+@pytest.mark.slow
 def test_a_tiny_budget_is_refused():
     with pytest.raises(ConfigError, match=r"gpu_memory_gb: 0.5 is too little, the smallest patch \[32, 32, 32\] needs"):
         fit_recipe(recipe(gpu_memory_gb=0.5))

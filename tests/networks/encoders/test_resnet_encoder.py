@@ -57,7 +57,10 @@ def test_parameters_in_3d_are_monai_s():
         assert parameter_count(ResNet(3, 1, depth=18)) == 32_986_176 + shortcuts
 
 
-@pytest.mark.parametrize(("depth", "output_stride"), [(18, 32), (34, 32), (50, 32), (50, 16), (50, 8), (101, 8)])
+DEEP = pytest.param(101, 8, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("depth", "output_stride"), [(18, 32), (34, 32), (50, 32), (50, 16), (50, 8), DEEP])
 def test_levels_equal_torchvision(depth, output_stride, torchvision_models, same_weights, random_statistics):
     settings = {} if depth < 50 else {"replace_stride_with_dilation": [False, output_stride < 16, output_stride < 32]}
     theirs = random_statistics(getattr(torchvision_models, f"resnet{depth}")(**settings))
