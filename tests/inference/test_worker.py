@@ -68,24 +68,28 @@ def test_a_case_that_kills_its_process_fails_alone(folder):
     assert sorted(masks(folder / "out")) == [f"{name}_seg.nii.gz" for name in "acd"]
 
 
+@pytest.mark.slow
 def test_after_one_segmentation_fault_all_cases_are_done(folder):
     outcome, _ = run(folder, hook="faulty:segfault_once_at_b")
     assert [row["status"] for row in outcome.rows] == ["done"] * 4
     assert (folder / "state" / "segfault").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_is_replaced(folder):
     outcome, _ = run(folder, hook="faulty:hangs_once_at_b", patience_s=6.0)
     assert [row["status"] for row in outcome.rows] == ["done"] * 4
     assert (folder / "state" / "hang").exists()
 
 
+@pytest.mark.slow
 def test_a_sticky_device_fault_costs_one_process(folder):
     outcome, _ = run(folder, hook="faulty:sticky_device_fault")
     assert [row["status"] for row in outcome.rows] == ["done"] * 4
     assert len(list((folder / "state").glob("fault-*"))) == 1
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_its_parent(folder):
     program = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
@@ -108,7 +112,7 @@ def test_the_process_ends_with_its_parent(folder):
     assert not alive
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_ends_within_five_seconds_and_keeps_what_is_finished(folder, number):
     program = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
