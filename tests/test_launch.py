@@ -55,7 +55,7 @@ def by_macro(tmp_path):
 
 @pytest.mark.parametrize("key", ["train::loss::a", "train#loss", "+train::handlers"])
 def test_setting_within_what_comes_from_another_file_is_refused(by_macro, key):
-    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: train comes whole from other\.json in this recipe; set one of its"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: train comes whole from other\.json in this recipe; set"):
         launch.check_nested(by_macro[:1], [(key, 1)])
 
 
