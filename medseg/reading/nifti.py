@@ -140,10 +140,14 @@ def _grid_warnings(shape: tuple[int, ...], affine: NDArray[np.float64], name: st
 
 
 def _voxel_type(header: nib.Nifti1Header | nib.Spm99AnalyzeHeader, name: str) -> np.dtype[np.generic]:
+    code = int(header["datatype"])
     try:
-        return header.get_data_dtype()
+        voxel_type = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
-        raise DataError(f"{name}: unknown voxel type {int(header['datatype'])}; export the scan again") from error
+        raise DataError(f"{name}: unknown voxel type {code}; export the scan again") from error
+    if not voxel_type.itemsize:
+        raise DataError(f"{name}: unknown voxel type {code}; export the scan again")
+    return voxel_type
 
 
 def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:

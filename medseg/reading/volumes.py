@@ -21,14 +21,16 @@ from medseg.reading.images import (
     read_mask_pixels,
 )
 from medseg.reading.masks import MaskCode
+from medseg.reading.metaimage import stored_metaimage
 from medseg.reading.nifti import HEADER_SUFFIXES, VOXEL_SUFFIXES, paired_files, stored_nifti
+from medseg.reading.nrrd import stored_nrrd
 from medseg.reading.scan import Header, Scan, ScanSource, damaged
 from medseg.reading.stored import Stored, read_stored
 from medseg.reading.stream import file_sha256
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii", *HEADER_SUFFIXES)
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES  # of a pair the header, so that a folder lists it once
+NRRD_SUFFIXES, METAIMAGE_SUFFIXES = (".nrrd", ".nhdr"), (".mha", ".mhd")
+SUFFIXES = NIFTI_SUFFIXES + NRRD_SUFFIXES + METAIMAGE_SUFFIXES  # of a pair the header, so that a folder lists it once
 KNOWN_SUFFIXES = SUFFIXES + VOXEL_SUFFIXES + IMAGE_SUFFIXES
 LABEL_TYPES = (np.uint8, np.int16, np.int32)
 
@@ -197,9 +199,7 @@ def _stored(path: Path) -> Stored:
     """What the header of a scan file says."""
     if path.name.lower().endswith(NIFTI_SUFFIXES + VOXEL_SUFFIXES):
         return stored_nifti(path)
-    from medseg.reading.itk import stored_itk  # SimpleITK takes a third of a second to import; most scans are NIfTI
-
-    return stored_itk(path)
+    return stored_nrrd(path) if path.name.lower().endswith(NRRD_SUFFIXES) else stored_metaimage(path)
 
 
 def _one_volume(stored: Stored) -> Stored:
