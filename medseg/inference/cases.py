@@ -143,7 +143,7 @@ def _table(path: Path) -> list[Found]:
                 is_series=bool(row.source.series_uid) and not parts,
                 is_stem=bool(parts),
                 extra=row.extra,
-                skipped="" if row.chosen else f"not chosen in {path.name}",
+                skipped="" if row.chosen else "not chosen in the table",
             )
         )
     if all(one.skipped for one in found):

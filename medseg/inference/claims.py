@@ -19,6 +19,7 @@ from medseg.liveness import runs, this_host, this_process
 
 BEAT_S = 20.0  # a process renews its sign of life this often
 MISSED_S = 300.0  # a process of another machine without a sign for this long is dead
+COARSE_S = 2.0  # some disks know times to two seconds
 LATE_S = 300.0  # so long after its last sign may a killed run's worker still have renamed its mask
 
 
@@ -39,6 +40,9 @@ class Work:
     since: float
     total: int
     beat: float
+
+
+FRESH = "being written"  # token of a claim that cannot be read yet
 
 
 class Claims:
@@ -95,7 +99,7 @@ class Claims:
             if self._lives(claim):
                 return False
             number += 1
-        claim = {"token": self.token, "process": this_process(), "case_id": case_id}
+        claim = {"token": self.token, "case_id": case_id}
         if not create_once(self._file(name, number), json.dumps(claim)):
             return False
         self._held[name] = number
@@ -130,10 +134,21 @@ class Claims:
             work = self.work(claim["token"])
             began = self._file(name, number).stat().st_mtime
             last = max(began, work.beat if work else began)
-            if claim["token"] != self.token and began - 2.0 <= written <= last + LATE_S and not self._lives(claim):
+            is_other = claim["token"] != self.token
+            if is_other and began - COARSE_S <= written <= last + LATE_S and not self._lives(claim):
                 return True
             number += 1
         return False
+
+    def is_from_here(self, name: str, path: Path) -> bool:
+        """Whether a file was written while this process had the case in its hands.
+
+        Raises:
+            OSError: if there is no such file.
+        """
+        if name not in self._held:
+            return False
+        return path.stat().st_mtime >= self._file(name, self._held[name]).stat().st_mtime - COARSE_S
 
     def living(self) -> list[Work]:
         """Other processes that work on OUT now."""
@@ -173,10 +188,8 @@ class Claims:
         return {(name, number): claim for name, number in numbered if (claim := self._read(name, number)) is not None}
 
     def _lives(self, claim: dict[str, Any]) -> bool:
-        if claim["token"] == self.token:
+        if claim["token"] in (self.token, FRESH):
             return True
-        if claim["process"]["host"] == this_host():
-            return runs(claim["process"])
         work = self.work(claim["token"])
         return work is not None and self._works(work)
 
@@ -198,12 +211,12 @@ class Claims:
         path = self._file(name, number)
         try:
             claim: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return claim if {"token", "process"} <= claim.keys() else None
+            return claim if "token" in claim else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
             fresh = path.exists() and self._now() - path.stat().st_mtime < MISSED_S
-            return {"token": "", "process": this_process() if fresh else {"host": this_host(), "pid": 0, "started": 0}}
+            return {"token": FRESH if fresh else ""}
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,9 @@ class Ledger:
         self.out, self.settings = out, settings
         self._records, self._claims = Records(out / FOLDER / "cases"), Claims(out / FOLDER)
         self._decided: dict[str, Stamp | None] = {}  # the record that a decision was made by
+        self._claimed: dict[str, Case] = {}
         self._inputs: dict[str, list[dict[str, Any] | None]] = {}  # of claimed cases, before they are read
+        self._written: dict[str, dict[str, Any]] = {}  # masks whose record the disk did not take
         self._edited: dict[str, Row] = {}
         self._extra: dict[str, Mapping[str, str]] = {}
 
@@ -108,6 +111,8 @@ class Ledger:
 
     def close(self) -> None:
         """Give back what is claimed, and say that this process has ended."""
+        for case in list(self._claimed.values()):
+            self.release(case)
         self._claims.close()
 
     def __enter__(self) -> "Ledger":
@@ -155,12 +160,17 @@ class Ledger:
         if name in self._decided and self._records.stamp(name) != self._decided[name]:
             self._claims.release(name)
             return False
-        self._inputs[name] = _fingerprints(case.sources)
+        self._claimed[name], self._inputs[name] = case, _fingerprints(case.sources)
         return True
 
     def release(self, case: Case) -> None:
-        """Give a claimed case back undone."""
-        self._claims.release(record_name(case.case_id))
+        """Give a claimed case back undone; a mask that this process wrote and did not record goes."""
+        name = record_name(case.case_id)
+        if self._claimed.pop(name, None):
+            with suppress(OSError):  # OUT is away
+                self._remove_unrecorded(case)
+        self._inputs.pop(name, None)
+        self._claims.release(name)
 
     def record(
         self,
@@ -186,20 +196,27 @@ class Ledger:
             OSError: if OUT cannot be written.
         """
         name = record_name(case.case_id)
-        before = self._records.read(name)
+        mark = mask_mark(mask) if mask else None
+        if mark:
+            self._written[name] = mark
         content = {
             "case_id": case.case_id,
             "settings": self.settings.digest,
-            "inputs": self._inputs.pop(name, None) or _fingerprints(case.sources),
+            "inputs": self._inputs.get(name) or _fingerprints(case.sources),
             "inputs_sha256": list(inputs_sha256),
-            "mask": {"name": mask.relative_to(self.out).as_posix(), **mask_mark(mask)} if mask else None,
+            "mask": {"name": mask.relative_to(self.out).as_posix(), **mark} if mask and mark else None,
             "row": dict(row),
             "lesions": [dict(lesion) for lesion in lesions],
             "written": time.time(),
         }
-        if mask is None and before is not None and before["mask"] and not self._kept_mask(case, before):
-            (self.out / before["mask"]["name"]).unlink(missing_ok=True)
+        if mask is None:
+            self._remove_unrecorded(case)
+            before = self._records.read(name)
+            if before and before["mask"] and not self._kept_mask(case, before):
+                (self.out / before["mask"]["name"]).unlink(missing_ok=True)
         self._records.write(name, content)
+        for known in (self._claimed, self._inputs, self._written):
+            known.pop(name, None)
         self._claims.release(name)
 
     def rows(self) -> list[Row]:
@@ -268,6 +285,21 @@ class Ledger:
                 continue
             return EDITED if mark else FOREIGN
         return ""
+
+    def _remove_unrecorded(self, case: Case) -> None:
+        """Remove a mask that this process, or a dead one before it, has written and nobody has recorded.
+
+        Where there is a record, it is removed only if it is known to be ours: else it may be an edit.
+        """
+        name = record_name(case.case_id)
+        record, written = self._records.read(name), self._written.pop(name, None)
+        for path in self._places(case):
+            if record and record["mask"]:
+                ours = written is not None and is_same_mask(path, written)
+            else:
+                ours = self._claims.is_from_here(name, path) or self._claims.is_from_dead(name, path)
+            if ours:
+                path.unlink()
 
     def _places(self, case: Case) -> list[Path]:
         return [path for ending in MASK_ENDINGS if (path := self.out / f"{case.case_id}{ending}").exists()]

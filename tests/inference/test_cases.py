@@ -243,7 +243,7 @@ def test_an_edited_table_is_obeyed(tmp_path):
     lines = ("mine/one,scans/a.nii.gz,,yes,Bern", ",scans/b.nii.gz,,no,", ",scans/c.nrrd,,x,Ulm")
     cases = cases_in(table(tmp_path / "cases.csv", *lines), channels=["ct"])
     assert [(case.case_id, case.skipped, dict(case.extra)) for case in cases] == [
-        ("b", "not chosen in cases.csv", {"center": ""}),
+        ("b", "not chosen in the table", {"center": ""}),
         ("c", "", {"center": "Ulm"}),
         ("mine/one", "", {"center": "Bern"}),
     ]

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from medseg.inference.cases import Case
 from medseg.inference.claims import MISSED_S, Claims
 from medseg.inference.ledger import Ledger
 from medseg.inference.out_files import create_once, sweep
-from medseg.inference.records import record_name
+from medseg.inference.records import Records, record_name
 from medseg.inference.settings import RunSettings
 from medseg.liveness import this_process
 from medseg.reading import ScanSource
@@ -345,12 +346,64 @@ def test_an_edit_long_after_a_process_died_is_an_edit(out, case):
     assert reopened(out).decide(case).action == "edited"
 
 
+def refuse(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("done_before", [False, True])
+def test_a_mask_whose_record_the_disk_refused_is_made_again(out, case, monkeypatch, done_before):
+    if done_before:
+        do(reopened(out), case)
+        case.sources[0].path.write_bytes(b"another scan")
+    with monkeypatch.context() as full, reopened(out) as ledger:
+        full.setattr(Records, "write", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            claim_and_record(ledger, case, content=b"another mask")
+    assert not (out / "deep" / "a_seg.nii.gz").exists()
+    assert reopened(out).decide(case).action == "do"
+
+
+def test_a_mask_that_an_interrupted_run_wrote_and_did_not_record_is_made_again(out, case):
+    mask = out / "deep" / "a_seg.nii.gz"
+    mask.parent.mkdir()
+    with reopened(out) as ledger:
+        assert ledger.claim(case)
+        mask.write_bytes(b"written while Ctrl-C was pressed")
+    assert not mask.exists()
+    assert reopened(out).decide(case).action == "do"
+
+
+def test_an_interrupted_run_keeps_what_is_recorded(out, case):
+    mask = do(reopened(out), case)
+    with reopened(out, redo=True) as ledger:
+        assert ledger.claim(case)
+    assert mask.read_bytes() == b"mask"
+    assert reopened(out).decide(case).action == "done"
+
+
+@pytest.mark.parametrize("by", ["this process", "a dead one"])
+def test_a_mask_that_was_written_before_its_case_failed_goes(out, case, by):
+    mask = out / "deep" / "a_seg.nii.gz"
+    if by == "a dead one":
+        die(out, case, mask)
+    with reopened(out) as ledger:
+        assert ledger.decide(case).action == "do"
+        assert ledger.claim(case)
+        if by == "this process":
+            mask.parent.mkdir()
+            mask.write_bytes(b"whole, but its lesions could not be measured")
+        ledger.record(case, {"case_id": case.case_id, "status": "failed"}, [])
+    assert not mask.exists()
+    assert reopened(out).decide(case).action == "failed"
+    assert reopened(out).decide(case, retry_failed=True).action == "do"
+
+
 def elsewhere(out, name, *, silent_s):
     """A claim of a process of another machine, whose last sign of life is `silent_s` old."""
     other = Claims(out / ".medseg")
     process = this_process() | {"host": "another machine"}
     create_once(other._own_file(), json.dumps({"process": process, "since": 0.0, "total": 1}))
-    create_once(other._file(name, 0), json.dumps({"token": other.token, "process": process}))
+    create_once(other._file(name, 0), json.dumps({"token": other.token}))
     at = time.time() - silent_s
     os.utime(other._own_file(), (at, at))
 
@@ -372,9 +425,13 @@ def test_a_process_of_another_machine_that_went_silent_loses_it(out, case):
 
 def test_a_number_that_another_process_has_now_is_no_sign_of_life(out, case):
     name = record_name(case.case_id)
-    earlier = this_process() | {"started": 1000.0}  # this process' number, before the machine was restarted
-    create_once(Claims(out / ".medseg")._file(name, 0), json.dumps({"token": "0", "process": earlier}))
-    assert reopened(out).claim(case)
+    other = Claims(out / ".medseg")
+    for started, living in ((this_process()["started"], True), (1000.0, False)):  # before the machine was restarted
+        sign = {"process": this_process() | {"started": started}, "since": 0.0, "total": 1}
+        other._own_file().parent.mkdir(parents=True, exist_ok=True)
+        other._own_file().write_text(json.dumps(sign))
+        create_once(other._file(name, 0), json.dumps({"token": other.token}))
+        assert reopened(out).claim(case) is not living
 
 
 def test_a_claim_that_is_being_written_counts_as_living(out, case):
