@@ -123,6 +123,31 @@ def longest_in_plane_diameter_mm(mask: NDArray[np.generic], affine: ArrayLike) -
     return max(_diameter_mm(plane != 0, edges_mm) for plane in np.moveaxis(mask[box], axial, 0))
 
 
+def longest_3d_diameter_mm(mask: NDArray[np.generic], affine: ArrayLike) -> float:
+    """Longest straight line between two corners of the mask's voxels, in any direction, in mm; 0.0 if empty.
+
+    Args:
+        mask: `(X, Y, Z)`; what is not zero counts, as one lesion.
+        affine: the mask's affine.
+    """
+    from scipy.spatial import ConvexHull  # see _diameter_mm
+    from scipy.spatial.distance import pdist
+
+    box = bounding_box(mask)
+    if box is None:
+        return 0.0
+    inside = mask[box] != 0
+    rows = np.argwhere(inside.any(axis=2))  # a row's outermost voxels along the last axis hold its part of the hull
+    columns = inside[rows[:, 0], rows[:, 1]]
+    first = columns.argmax(axis=1)
+    last = inside.shape[2] - 1 - columns[:, ::-1].argmax(axis=1)
+    ends = np.concatenate([np.column_stack([rows, first - 0.5]), np.column_stack([rows, last + 0.5])])
+    steps = np.array([(x, y, 0.0) for x in (-0.5, 0.5) for y in (-0.5, 0.5)])
+    points = (ends[:, None] + steps).reshape(-1, 3)
+    outline = points[ConvexHull(points).vertices]
+    return float(pdist(outline @ np.asarray(affine, dtype=np.float64)[:3, :3].T).max())
+
+
 def _diameter_mm(plane: NDArray[np.bool_], edges_mm: NDArray[np.float64]) -> float:
     """Longest distance between voxel corners of one slice, whose axes step by `edges_mm` `(2, 3)`."""
     from scipy.spatial import ConvexHull  # half a second to import, and most callers never measure

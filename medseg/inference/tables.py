@@ -14,7 +14,10 @@ from medseg.report.measurements import write_csv
 logger = logging.getLogger(__name__)
 
 LESION_COLUMNS = {
-    "mm": ("case_id", "lesion", "volume_ml", "longest_in_plane_diameter_mm", "x_mm", "y_mm", "z_mm"),
+    "mm": (
+        *("case_id", "lesion", "volume_ml", "longest_in_plane_diameter_mm", "longest_3d_diameter_mm"),
+        *("mean_hu", "mean_probability", "location", "x_mm", "y_mm", "z_mm"),
+    ),
     "px": ("case_id", "lesion", "area_px", "longest_diameter_px", "x_px", "y_px"),
 }
 MASK_ENDING = {"mm": "_seg.nii.gz", "px": "_seg.png"}

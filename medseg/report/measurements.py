@@ -1,8 +1,10 @@
-"""Volumes, lesion counts and diameters of one label map, and the tables they go to."""
+"""Volumes, lesions and diameters of one label map, and the tables they go to."""
 
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medseg.geometry import connected_lesions, longest_in_plane_diameter_mm, voxel_volume_ml
+from medseg.geometry import (
+    bounding_box,
+    connected_lesions,
+    longest_3d_diameter_mm,
+    longest_in_plane_diameter_mm,
+    voxel_volume_ml,
+)
 from medseg.writing import aside
 
 Row = dict[str, Any]
+THIRDS = (("left", "middle", "right"), ("posterior", "middle", "anterior"), ("lower", "middle", "upper"))  # low to high
 
 
 def measure(
@@ -22,6 +31,8 @@ def measure(
     *,
     regions: Mapping[str, Sequence[int]],
     lesion_region: str | None = None,
+    hu: NDArray[np.generic] | None = None,
+    probability: NDArray[np.floating[Any]] | None = None,
 ) -> tuple[Row, list[Row]]:
     """Measurements of a case, and of each of its lesions.
 
@@ -30,19 +41,47 @@ def measure(
         affine: `(4, 4)`, voxel index -> RAS mm.
         regions: region name -> the label values it is made of.
         lesion_region: region whose connected pieces are the lesions; none are sought if absent.
+        hu: the CT `(X, Y, Z)`; without it lesions have no mean HU.
+        probability: of the lesion region `(X, Y, Z)`; without it lesions have no mean probability.
 
     Returns:
-        The case's row: `<region>_ml` a region, `lesion_count`, `longest_diameter_mm` (both None without
-        `lesion_region`; 0.0 mm without a lesion). Then one row a lesion, largest first: `lesion` (from 1), `volume_ml`,
-        `longest_in_plane_diameter_mm` and its centroid `x_mm, y_mm, z_mm` (RAS).
+        The case's row: `<region>_ml` a region, and of the organ around the lesions `<organ>_without_<lesions>_ml`;
+        `lesion_count`, `longest_diameter_mm` (of all lesions in axial planes; both None without `lesion_region`; 0.0 mm
+        without a lesion). Then one row a lesion, largest first: `lesion` (from 1), `volume_ml`,
+        `longest_in_plane_diameter_mm`, `longest_3d_diameter_mm`, `mean_hu`, `mean_probability`, `location` in the organ
+        in simple terms, and its centroid `x_mm, y_mm, z_mm` (RAS).
     """
     voxel_ml = voxel_volume_ml(affine)
     row: Row = {f"{name}_ml": float(np.isin(label, values).sum() * voxel_ml) for name, values in regions.items()}
+    organ = organ_of(regions, lesion_region)
     if lesion_region is None:
         return row | {"lesion_count": None, "longest_diameter_mm": None}, []
-    lesions = _lesion_rows(np.isin(label, regions[lesion_region]), affine)
+    if organ is not None:
+        row[f"{without_lesions(organ, lesion_region)}_ml"] = row[f"{organ}_ml"] - row[f"{lesion_region}_ml"]
+    numbers = connected_lesions(np.isin(label, regions[lesion_region]))
+    lesions = _lesion_rows(numbers, affine)
+    _add_means(lesions, numbers, "mean_hu", hu)
+    _add_means(lesions, numbers, "mean_probability", probability)
+    where = None if organ is None or not lesions else _Extent.of(np.isin(label, regions[organ]), affine)
+    for lesion in lesions:
+        center = np.array([lesion[f"{axis}_mm"] for axis in "xyz"])
+        lesion["location"] = None if where is None else where.words(center)
     longest = max((lesion["longest_in_plane_diameter_mm"] for lesion in lesions), default=0.0)
     return row | {"lesion_count": len(lesions), "longest_diameter_mm": longest}, lesions
+
+
+def organ_of(regions: Mapping[str, Sequence[int]], lesion_region: str | None) -> str | None:
+    """The smallest region that holds the lesions and more; None if there is none."""
+    if lesion_region is None:
+        return None
+    lesion = set(regions[lesion_region])
+    around = [(len(set(values)), name) for name, values in regions.items() if lesion < set(values)]
+    return min(around)[1] if around else None
+
+
+def without_lesions(organ: str, lesion_region: str) -> str:
+    """Name of an organ without its lesions, as columns have it."""
+    return f"{organ}_without_{lesion_region}"
 
 
 def measure_image(
@@ -64,7 +103,8 @@ def measure_image(
     if lesion_region is None:
         return row | {"lesion_count": None, "longest_diameter_px": None}, []
     mask = np.isin(label, regions[lesion_region])
-    sizes = np.bincount(connected_lesions(mask).ravel())[1:].tolist()
+    numbers = connected_lesions(mask)
+    sizes = np.bincount(numbers.ravel())[1:].tolist()
     lesions = [
         {
             "lesion": lesion["lesion"],
@@ -73,15 +113,44 @@ def measure_image(
             "x_px": lesion["x_mm"],
             "y_px": lesion["y_mm"],
         }
-        for lesion, area in zip(_lesion_rows(mask, np.eye(4)), sizes, strict=True)
+        for lesion, area in zip(_lesion_rows(numbers, np.eye(4)), sizes, strict=True)
     ]
     longest = max((lesion["longest_diameter_px"] for lesion in lesions), default=0.0)
     return row | {"lesion_count": len(lesions), "longest_diameter_px": longest}, lesions
 
 
-def _lesion_rows(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> list[Row]:
-    """One row a connected piece of `mask`, largest first."""
-    numbers = connected_lesions(mask)
+@dataclass(frozen=True)
+class _Extent:
+    """An organ's box along the patient's axes, to say where in it something lies.
+
+    Attributes:
+        low: its right-, front- and head-most opposite ends: left, back and foot, RAS mm.
+        high: its right, front and head ends, RAS mm.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> "_Extent":
+        """Of a mask with at least one voxel; of an oblique one the box around its own box."""
+        box = bounding_box(mask)
+        if box is None:
+            raise ValueError("an empty organ has no extent")
+        corners = np.array(list(product(*((part.start, part.stop - 1) for part in box))))
+        places = corners @ affine[:3, :3].T + affine[:3, 3]
+        return cls(places.min(axis=0), places.max(axis=0))
+
+    def words(self, place: NDArray[np.float64]) -> str:
+        """The third of the organ along each axis, such as "right, middle, upper third"."""
+        share = (place - self.low) / np.maximum(self.high - self.low, 1e-9)
+        thirds = np.clip((share * 3).astype(int), 0, 2).tolist()
+        side, depth, height = (names[third] for names, third in zip(THIRDS, thirds, strict=True))
+        return f"{side}, {depth}, {height} third"
+
+
+def _lesion_rows(numbers: NDArray[np.int32], affine: NDArray[np.float64]) -> list[Row]:
+    """One row a lesion of a map of lesion numbers, in their order."""
     rows = []
     for number, box in enumerate(ndimage.find_objects(numbers), start=1):
         lesion = numbers[box] == number  # the box alone: a diameter does not depend on where the lesion lies
@@ -92,12 +161,25 @@ def _lesion_rows(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> list[R
                 "lesion": number,
                 "volume_ml": float(lesion.sum() * voxel_volume_ml(affine)),
                 "longest_in_plane_diameter_mm": longest_in_plane_diameter_mm(lesion, affine),
+                "longest_3d_diameter_mm": longest_3d_diameter_mm(lesion, affine),
                 "x_mm": x_mm,
                 "y_mm": y_mm,
                 "z_mm": z_mm,
             }
         )
     return rows
+
+
+def _add_means(lesions: Sequence[Row], numbers: NDArray[np.int32], name: str, values: NDArray[Any] | None) -> None:
+    """Add to each lesion's row the mean of `values` over its voxels; None where there are no values."""
+    means = [None] * len(lesions)
+    if values is not None and lesions:
+        inside = numbers > 0
+        found = numbers[inside]
+        sums = np.bincount(found, weights=values[inside].astype(np.float64))
+        means = (sums[1:] / np.bincount(found)[1:]).tolist()
+    for lesion, mean in zip(lesions, means, strict=True):
+        lesion[name] = mean
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ MOST_LETTERS = 300  # of a text in the list
 LESION_TITLES = {
     "volume_ml": ("Volume, mL", 2),
     "longest_in_plane_diameter_mm": ("Longest in-plane, mm", 1),
-    "longest_diameter_mm": ("Longest 3D, mm", 1),
+    "longest_3d_diameter_mm": ("Longest 3D, mm", 1),
     "mean_hu": ("Mean HU", 0),
     "mean_probability": ("Mean probability", 2),
     "location": ("Where", 0),

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from medseg.geometry import connected_lesions, longest_3d_diameter_mm, voxel_volume_ml
 from medseg.report import measure, write_csv
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
@@ -108,3 +110,47 @@ def test_failed_table_leaves_the_old_one(tmp_path):
 def test_measuring_loads_no_matplotlib():
     code = "import sys, medseg.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_the_3d_diameter_is_the_longest_between_any_two_corners():
+    rng = np.random.default_rng(1)
+    sheared = np.eye(4)
+    sheared[:3, :3] = [[0.8, 0.1, 0.0], [0.0, 0.9, 0.4], [0.2, 0.0, 2.5]]
+    for _ in range(10):
+        mask = np.zeros((9, 8, 7), bool)
+        mask[2:7, 1:6, 2:5] = rng.random((5, 5, 3)) > 0.8
+        mask[4, 4, 3] = True
+        corners = (np.argwhere(mask)[:, None] + np.array(list(itertools.product((-0.5, 0.5), repeat=3)))).reshape(-1, 3)
+        places = corners @ sheared[:3, :3].T
+        assert longest_3d_diameter_mm(mask, sheared) == pytest.approx(cdist(places, places).max())
+    assert longest_3d_diameter_mm(np.zeros((3, 3, 3)), np.eye(4)) == 0.0
+
+
+def test_the_organ_is_measured_with_and_without_its_lesions(label):
+    row, _ = measure(label, AFFINE, regions=REGIONS, lesion_region="tumor")
+    assert row["liver_without_tumor_ml"] == pytest.approx(np.count_nonzero(label == 1) * voxel_volume_ml(AFFINE))
+    separate, _ = measure(label, AFFINE, regions={"tumor": [2]}, lesion_region="tumor")
+    assert not [name for name in separate if "without" in name]
+
+
+def test_means_are_over_the_lesions_own_voxels(label):
+    hu = np.random.default_rng(0).normal(60, 20, label.shape).astype(np.float32)
+    _, lesions = measure(label, AFFINE, regions=REGIONS, lesion_region="tumor", hu=hu, probability=hu / 100)
+    numbers = connected_lesions(label == 2)
+    for lesion in lesions:
+        mean = hu[numbers == lesion["lesion"]].astype(np.float64).mean()
+        assert lesion["mean_hu"] == pytest.approx(mean)
+        assert lesion["mean_probability"] == pytest.approx(mean / 100, rel=1e-5)
+    _, unknown = measure(label, AFFINE, regions=REGIONS, lesion_region="tumor")
+    assert {lesion["mean_hu"] for lesion in unknown} == {None}
+
+
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+def test_lesions_are_located_in_their_organ_in_simple_terms(signs):
+    label = np.ones((30, 30, 30), np.uint8)
+    label[26, 14, 2] = 2
+    mirrored = label[tuple(slice(None, None, sign) for sign in signs)]
+    affine = np.diag([*signs, 1.0])
+    affine[:3, 3] = [0 if sign > 0 else 29 for sign in signs]
+    _, (lesion,) = measure(mirrored, affine, regions=REGIONS, lesion_region="tumor")
+    assert lesion["location"] == "right, middle, lower third"
