@@ -12,6 +12,7 @@ USUAL_SPACING_MM = (0.2, 10.0)  # outside: a warning
 POSSIBLE_SPACING_MM = (0.02, 50.0)  # outside: lengths in another unit, or a broken header
 UNSEEN_SHEAR_DEGREES = 0.1  # rounding in headers; below it a file of 500 mm is off by less than a voxel
 MOST_SHEAR_DEGREES = 35.0  # no gantry tilts further
+MOST_MM = 1e9  # in any unit; beyond it arithmetic overflows
 SINGULAR = 1e-3  # volume of the axes' unit vectors
 
 
@@ -23,6 +24,9 @@ def checked_affine(affine: NDArray[np.float64], name: str) -> NDArray[np.float64
     """
     if not np.isfinite(affine).all():
         raise DataError(f"{name}: the affine has NaN or infinite entries; export the scan again")
+    largest = np.abs(affine).max()
+    if largest > MOST_MM:
+        raise DataError(f"{name}: the affine has entries up to {largest:.3g}; export the scan again")
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     if not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < SINGULAR:
         raise DataError(f"{name}: the affine is singular, so voxels have no volume; export the scan again")

@@ -144,7 +144,7 @@ def compact_voxels(
         raise DataError(
             f"{name}: whole numbers up to {max(-low, high):.0f}, more than float32 keeps exactly; export plain values"
         )
-    if not np.abs(ends).max() <= np.finfo(np.float32).max:
+    if not np.abs((*ends, slope, intercept)).max() <= np.finfo(np.float32).max:
         raise DataError(f"{name}: voxels up to {max(ends):.3g} overflow; repair or export the scan again")
     voxels = stored.astype(np.float32, copy=False)
     if scaled:

@@ -243,6 +243,25 @@ def test_a_file_that_is_gone_is_said(tmp_path):
         read_series(series.source)
 
 
+def test_a_file_that_is_overwritten_with_something_else_is_said(tmp_path):
+    paths = write_series(tmp_path, name="IM{}")
+    (series,) = find_series(tmp_path)
+    paths[0].write_text("text")
+    with pytest.raises(DataError, match="DICOM series: a file of the series is no longer DICOM"):
+        read_series(series.source)
+
+
+def test_beside_a_large_file_of_another_series_only_damaged_files_matter(tmp_path):
+    write_series(tmp_path)
+    other = np.zeros((256, 256, 2), np.int16)
+    paths = write_series(tmp_path, other, name="1-{:02d}.dcm", SeriesInstanceUID="1.2.3.5")
+    source = next(series.source for series in find_series(tmp_path) if series.slices == 4)
+    assert read_series(source).voxels.shape == (7, 5, 4)
+    paths[1].write_bytes(bytes(200_000))  # as a transfer that reserves the space and breaks off leaves it
+    with pytest.raises(DataError, match=r"1-01\.dcm beside the series is no DICOM file"):
+        read_series(source)
+
+
 def test_a_capture_and_a_slice_in_color_are_no_volume(tmp_path):
     save(capture(), tmp_path / "screen.dcm")
     (series,) = find_series(tmp_path)

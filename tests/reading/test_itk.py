@@ -6,7 +6,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from medseg.errors import DataError
 from medseg.geometry import orientation_code
-from medseg.reading import read_grid, read_scan
+from medseg.reading import read_channels, read_grid, read_scan
 
 SHAPE = (7, 5, 6)
 VOXELS = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
@@ -180,3 +180,89 @@ def test_windows_line_ends_are_read(tmp_path):
     text, _, voxels = path.read_bytes().partition(b"\n\n")
     path.write_bytes(text.replace(b"\n", b"\r\n") + b"\r\n\r\n" + voxels)
     assert np.array_equal(read_scan(path).voxels, VOXELS)
+
+
+@pytest.mark.parametrize(("name", "compressed"), FILES)
+def test_oblique_scan_lies_where_simpleitk_sees_it(tmp_path, name, compressed):
+    image = sitk.GetImageFromArray(VOXELS.T)
+    turn = sitk.Euler3DTransform((0, 0, 0), 0.4, -0.7, 1.1)
+    image.SetDirection(turn.GetMatrix())
+    image.SetSpacing((0.75, 1.5, 2.5))
+    image.SetOrigin((10.0, 20.0, -30.0))
+    path = tmp_path / name
+    sitk.WriteImage(image, str(path), useCompression=compressed)
+    scan = read_scan(path)
+    for index in [(0, 0, 0), (6, 4, 5), (0, 4, 0), (6, 0, 0), (0, 0, 5)]:
+        left, posterior, superior = image.TransformIndexToPhysicalPoint(index)
+        assert np.allclose(scan.affine @ (*index, 1), (-left, -posterior, superior, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "old", "new"),
+    [
+        ("scan.nrrd", np.int16, b"endian: little", b"endian: big"),
+        ("scan.mha", np.float32, b"BinaryDataByteOrderMSB = False", b"BinaryDataByteOrderMSB = True"),
+    ],
+)
+def test_big_endian_voxels_are_read(tmp_path, name, dtype, old, new):
+    path = replace_text(save(tmp_path / name, VOXELS.astype(dtype).byteswap()), old, new)
+    assert np.array_equal(read_scan(path).voxels, VOXELS)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, VOXELS)
+
+
+@pytest.mark.parametrize(("space", "signs"), [("RAS", (1, 1, 1)), ("left-anterior-superior", (-1, 1, 1))])
+def test_nrrd_spaces_in_which_left_is_known(tmp_path, space, signs):
+    path = save(tmp_path / "scan.nrrd")
+    replace_text(path, b"space: left-posterior-superior", b"space: " + space.encode())
+    assert np.allclose(read_scan(path).affine[:3, 3], np.multiply(signs, (10, 20, -30)))
+
+
+def test_nrrd_space_without_sides_is_refused(tmp_path):
+    path = replace_text(save(tmp_path / "scan.nrrd"), b"space: left-posterior-superior", b"space: scanner-xyz")
+    with pytest.raises(DataError, match=r"scan.nrrd: the space 'scanner-xyz' does not say where left is; export"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "scan.nrrd"])
+def test_channels_on_the_fourth_axis_are_split(tmp_path, name):
+    stored = np.stack([VOXELS, VOXELS + 1], axis=-1)
+    path = tmp_path / name
+    if name == "scan.mha":
+        sitk.WriteImage(sitk.GetImageFromArray(stored.T, isVector=False), str(path))
+    else:
+        header, _, _ = save(path).read_bytes().partition(b"\n\n")
+        header = header.replace(b"dimension: 3", b"dimension: 4").replace(b"sizes: 7 5 6", b"sizes: 7 5 6 2")
+        header = header.replace(b"kinds: domain domain domain", b"kinds: domain domain domain list")
+        lines = [line + b" none" if line.startswith(b"space directions") else line for line in header.split(b"\n")]
+        path.write_bytes(b"\n".join(lines) + b"\n\n" + stored.tobytes(order="F"))
+    first, second = read_channels(path, ["one", "two"])
+    assert np.array_equal(first.voxels, VOXELS)
+    assert np.array_equal(second.voxels, VOXELS + 1)
+
+
+@pytest.mark.parametrize(("skipped", "junk"), [("16", b"x" * 16), ("-1", b"x" * 1000)])
+def test_voxels_behind_the_header_of_another_program_are_found(tmp_path, skipped, junk):
+    path = save(tmp_path / "scan.mhd")
+    (tmp_path / "scan.raw").write_bytes(junk + (tmp_path / "scan.raw").read_bytes())
+    replace_text(path, b"ElementDataFile", f"HeaderSize = {skipped}\nElementDataFile".encode())
+    assert np.array_equal(read_scan(path).voxels, VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("scan.mha", b"MET_SHORT", b"MET_STRANGE", "unknown voxel type 'MET_STRANGE'; export the scan again"),
+        ("scan.nrrd", b"type: short", b"type: block", "unknown voxel type 'block'; export the scan again"),
+        ("scan.nrrd", b"endian: little\n", b"", "the byte order of its voxels is not said; export the scan again"),
+        (
+            "scan.nhdr",
+            b"endian: little",
+            b"endian: little\nline skip: 3",
+            "where its voxels begin is told in a way not",
+        ),
+        ("scan.mhd", b"ElementDataFile", b"HeaderSize = far\nElementDataFile", "where its voxels begin is told in a"),
+    ],
+)
+def test_voxels_that_cannot_be_found_or_understood_are_refused(tmp_path, name, old, new, message):
+    with pytest.raises(DataError, match=f"^{name}: {message}"):
+        read_scan(replace_text(save(tmp_path / name), old, new))

@@ -246,6 +246,7 @@ REFUSED_HEADERS = {
     "no space": ([(SFORM_CODE, "h", 0), (QFORM_CODE, "h", 0)], "no orientation in the header .sform and qform codes"),
     "nan": ([(SROW_X, "f", np.nan)], "the affine has NaN or infinite entries; export the scan again"),
     "infinite origin": ([(SROW_X + 12, "f", np.inf)], "the affine has NaN or infinite entries"),
+    "huge origin": ([(SROW_X + 12, "f", 1e30)], r"the affine has entries up to 1e\+30; export the scan again"),
     "zero row": ([(SROW_X, "4f", 0, 0, 0, 0)], "the affine is singular, so voxels have no volume"),
     "parallel axes": ([(SROW_X, "4f", 1, 1, 1, 0), (SROW_X + 16, "4f", 2, 2, 2, 0)], "the affine is singular"),
     "spacing": ([(PIXDIM + 12, "f", 5.0)], r"two voxel sizes in one header, .*0.75 x 1.5 x 5 .pixdim. and 0.75 x 1.5"),

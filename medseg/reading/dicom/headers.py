@@ -129,7 +129,7 @@ def read_file_header(file: IO[bytes], name: Path, size: int) -> FileHeader | Non
         DataError: if it starts like one and cannot be read; the message has no file name.
     """
     head = file.read(HEAD_BYTES)
-    named = head[PREAMBLE_BYTES:].startswith(MAGIC)
+    named = has_magic(head)
     if not named and not _starts_like_a_data_set(head):
         return None
     if named and DeflatedExplicitVRLittleEndian.encode() in head:  # pydicom would unpack it to whatever size
@@ -159,6 +159,11 @@ def quiet_pydicom() -> None:
     """
     warnings.filterwarnings("ignore", module=r"pydicom\.")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def has_magic(head: bytes) -> bool:
+    """Whether a file begins as DICOM files do."""
+    return head[PREAMBLE_BYTES:].startswith(MAGIC)
 
 
 def _starts_like_a_data_set(head: bytes) -> bool:

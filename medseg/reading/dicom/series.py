@@ -1,5 +1,6 @@
 """The series in a folder or zip, from headers alone."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,15 @@ from pydicom.uid import UID
 
 from medseg.errors import DataError
 from medseg.reading.dicom.files import ZIP_SUFFIX, Files, open_files
-from medseg.reading.dicom.headers import DICOM_SUFFIXES, FileHeader, Slice, quiet_pydicom, read_file_header
+from medseg.reading.dicom.headers import (
+    DICOM_SUFFIXES,
+    HEAD_BYTES,
+    FileHeader,
+    Slice,
+    has_magic,
+    quiet_pydicom,
+    read_file_header,
+)
 from medseg.reading.dicom.kinds import CT, DICOMDIR, VOLUMES, kind_of
 from medseg.reading.dicom.pixels import can_decode
 from medseg.reading.dicom.stacking import Stack, file_name, slice_name, stack_slices
@@ -119,8 +128,15 @@ def only_series(folder: Path) -> ScanSource:
     return volumes[0].source
 
 
-def read_headers(files: Files, path: Path, names: Sequence[Path]) -> Headers:
-    """Headers of `names`, several at a time."""
+def read_headers(files: Files, path: Path, names: Sequence[Path], *, whole_from: float = math.inf) -> Headers:
+    """Headers of `names`, several at a time.
+
+    Args:
+        files: of which `names` are some.
+        path: of the folder or zip.
+        names: to be read.
+        whole_from: of DICOM files that are longer than this, in bytes, the headers are known to be whole: passed over.
+    """
 
     def read(name: Path) -> FileHeader | tuple[Path, str] | None:
         suspect = name.suffix.lower() in DICOM_SUFFIXES
@@ -129,6 +145,9 @@ def read_headers(files: Files, path: Path, names: Sequence[Path]) -> Headers:
             if size == 0:
                 return (name, "is empty; copy it again") if suspect else None
             with files.open(name) as file:
+                if size > whole_from and has_magic(file.read(HEAD_BYTES)):
+                    return None
+                file.seek(0)
                 header = read_file_header(file, name, size)
         except DataError as error:
             return name, str(error)

@@ -29,6 +29,7 @@ AIR_HU = -1024  # the lowest HU of 12 bits; what lies below is padding outside t
 PADDING_HU = 4096  # a padding value as high as this lies above tissue; a lower one may be a tissue's value too
 PIXEL_THREADS = 2  # reading, hashing and decoding let go of Python's lock
 BATCH = 16  # files in memory at a time
+LONGER_HEADER = 1 << 16  # bytes by which headers in one folder may differ in length
 NAME = "DICOM series"
 
 
@@ -102,18 +103,22 @@ def _judged(source: ScanSource, files: Files) -> _Volume:
     """The headers of a source, refused if they are not those of one volume."""
     names = files.names()
     if source.files:
-        folders = {name.parent for name in source.files}
-        beside = [name for name in names if name.parent in folders]  # one of them may be a slice that is damaged
-        found = read_headers(files, source.path, beside)
-        wanted = set(source.files)
-        headers = [header for header in found.files if header.file in wanted]
+        folders, wanted = {name.parent for name in source.files}, set(source.files)
+        if not wanted.issubset(names):
+            raise DataError("a file of the series is gone; inspect the folder again")
+        own = read_headers(files, source.path, source.files)
+        headers = list(own.files)
+        longest = max((header.pixel_offset for header in headers), default=0) + LONGER_HEADER
+        others = [name for name in names if name.parent in folders and name not in wanted]
+        beside = read_headers(files, source.path, others, whole_from=longest)  # a damaged slice may be among them
+        strays = [*own.unreadable, *beside.unreadable]
     else:
         found = read_headers(files, source.path, names)
         headers = _of_one_series(found, source.series_uid)
         folders = {header.file.parent for header in headers}
-    strays = [(name, why) for name, why in found.unreadable if name.parent in folders]
+        strays = [(name, why) for name, why in found.unreadable if name.parent in folders]
     if source.files and len(headers) < len(source.files) and not strays:
-        raise DataError("a file of the series is gone or no longer DICOM; inspect the folder again")
+        raise DataError("a file of the series is no longer DICOM; inspect the folder again")
     problem = problem_of(headers, strays)
     if problem:
         raise DataError(problem)
