@@ -3,7 +3,8 @@
 from medseg.metrics.agreement import agreement, intraclass_correlation
 from medseg.metrics.calibration import CalibrationBins, calibration_bins, fit_temperature, log_probabilities
 from medseg.metrics.case import CaseMetrics, case_metrics
-from medseg.metrics.lesions import detection_by_size, froc, lesion_rows, lesion_scores
+from medseg.metrics.detection import detection_by_size, froc
+from medseg.metrics.lesions import lesion_rows, lesion_scores
 from medseg.metrics.overlap import (
     class_scores,
     confusion,

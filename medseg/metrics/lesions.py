@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medseg.geometry import connected_lesions
+from medseg.metrics.overlap import ratio
 
 MATCH_IOU = 0.1
 PANOPTIC_IOU = 0.5
 SIZE_BINS_MM = (10.0, 20.0)
-FALSE_ALARM_RATES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # per case, as in LUNA16
 
 LesionRow = dict[str, Any]
 
@@ -73,13 +73,14 @@ def lesion_rows(
         for row in measured["pred"]:
             row["score"] = float(summed[row["lesion"]] / row["_voxels"])
     size = size_name(unit, pred.ndim)
+    touching = _touching(shared)
     for of, other, side in (("reference", "pred", 0), ("pred", "reference", 1)):
         partner_of = {pair[side]: (pair[1 - side], overlap) for pair, overlap in pairs.items()}
         for row in measured[of]:
-            row["overlaps"] = sorted(pair[1 - side] for pair in shared if pair[side] == row["lesion"])
+            row["overlaps"] = touching[side].get(row["lesion"], [])
             row["split" if of == "reference" else "merged"] = len(row["overlaps"]) > 1
             row["merged" if of == "reference" else "split"] = any(
-                sum(pair[1 - side] == number for pair in shared) > 1 for number in row["overlaps"]
+                len(touching[1 - side][number]) > 1 for number in row["overlaps"]
             )
             if row["lesion"] in partner_of:
                 number, (iou, dice) = partner_of[row["lesion"]]
@@ -110,13 +111,13 @@ def lesion_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | int | 
     n_all = len(reference) + len(pred) - len(matched)  # matched + missed + false alarms
     strict = [row["iou"] for row in matched if row["iou"] > PANOPTIC_IOU]
     halves = (len(reference) + len(pred)) / 2  # pairs + missed / 2 + false alarms / 2, whatever the threshold
-    recall, precision = _ratio(len(matched), len(reference)), _ratio(len(matched), len(pred))
+    recall, precision = ratio(len(matched), len(reference)), ratio(len(matched), len(pred))
     scores: dict[str, float | None] = {
         "lesion_recall": recall,
         "lesion_precision": precision if reference else None,
-        "lesion_f1": _ratio(len(matched), halves),
-        "lesion_dice": _ratio(sum(row["dice"] for row in matched), n_all),
-        "panoptic_quality": _ratio(sum(strict), halves),
+        "lesion_f1": ratio(len(matched), halves),
+        "lesion_dice": ratio(sum(row["dice"] for row in matched), n_all),
+        "panoptic_quality": ratio(sum(strict), halves),
     }
     ruled = {f"{name}_all": _all_cases(value, reference, pred) for name, value in scores.items()}
     return {
@@ -128,83 +129,11 @@ def lesion_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | int | 
         "lesion_merged": sum(bool(row["merged"]) for row in pred),
         "lesion_split": sum(bool(row["split"]) for row in reference),
         **(scores if reference else dict.fromkeys(scores)),
-        "lesion_recall_any_overlap": _ratio(sum(bool(row["overlaps"]) for row in reference), len(reference)),
-        "lesion_matched_dice": _ratio(sum(row["dice"] for row in matched), len(matched)),
-        "segmentation_quality": _ratio(sum(strict), len(strict)),
-        "recognition_quality": _ratio(len(strict), halves) if reference else None,
+        "lesion_recall_any_overlap": ratio(sum(bool(row["overlaps"]) for row in reference), len(reference)),
+        "lesion_matched_dice": ratio(sum(row["dice"] for row in matched), len(matched)),
+        "segmentation_quality": ratio(sum(strict), len(strict)),
+        "recognition_quality": ratio(len(strict), halves) if reference else None,
         **ruled,
-    }
-
-
-def detection_by_size(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
-    """Detection and volume error in each size bin, smallest first; reference lesions by their own size.
-
-    Args:
-        rows: what `lesion_rows` gave, of one case or many.
-
-    Returns:
-        Bin -> `n` (reference lesions), `detected`, `recall`, `mean_dice` (0 for missed ones), `false_alarms` (predicted
-        lesions of that size without a partner), then of matched ones `volume_bias_ml` (predicted minus reference) and
-        `volume_mae_ml` (in 2D `area_..._mm2` or `_px`).
-    """
-    table = {}
-    for name in sorted({row["size_bin"] for row in rows}, key=_bin_order):
-        reference = [row for row in rows if row["of"] == "reference" and row["size_bin"] == name]
-        matched = [row for row in reference if row["status"] == "matched"]
-        alarms = sum(row["status"] == "false_alarm" and row["size_bin"] == name for row in rows)
-        size = next(key for row in rows for key in row if key in ("volume_ml", "area_mm2", "area_px"))
-        quantity, unit = size.split("_")
-        errors = [row[f"partner_{size}"] - row[size] for row in matched]
-        table[name] = {
-            "n": len(reference),
-            "detected": len(matched),
-            "recall": _ratio(len(matched), len(reference)),
-            "mean_dice": _ratio(sum(row["dice"] for row in reference), len(reference)),
-            "false_alarms": alarms,
-            f"{quantity}_bias_{unit}": _ratio(sum(errors), len(errors)),
-            f"{quantity}_mae_{unit}": _ratio(sum(map(abs, errors)), len(errors)),
-        }
-    return table
-
-
-def froc(rows: Sequence[Mapping[str, Any]], *, n_cases: int) -> dict[str, Any]:
-    """Free-response ROC: recall against false alarms per case as the least score that counts goes down.
-
-    Args:
-        rows: what `lesion_rows` gave with `scores`, of all cases together.
-        n_cases: cases, those without any lesion included.
-
-    Returns:
-        `thresholds` (falling), `recall` and `false_alarms_per_case` at each; `recall_at`, false alarms per case ->
-        recall with no more of them; `froc_score`, the mean of these. Recall is None without reference lesions.
-
-    Raises:
-        ValueError: if a predicted lesion has no score or `n_cases` is not positive.
-
-    Reference:
-        Bunch et al., "A free response approach to the measurement and characterization of radiographic observer
-        performance", 1977; the seven rates of LUNA16 (Setio et al., 2017).
-    """
-    pred = [row for row in rows if row["of"] == "pred"]
-    if n_cases < 1:
-        raise ValueError(f"n_cases is {n_cases}; give the number of cases that the rows are of")
-    if any(row.get("score") is None for row in pred):
-        raise ValueError("a predicted lesion has no score; give lesion_rows the probabilities as `scores`")
-    n_lesions = sum(row["of"] == "reference" for row in rows)
-    thresholds = sorted({row["score"] for row in pred}, reverse=True)
-    found = [sum(row["status"] == "matched" and row["score"] >= least for row in pred) for least in thresholds]
-    alarms = [sum(row["status"] == "false_alarm" and row["score"] >= least for row in pred) for least in thresholds]
-    recall_at: dict[str, float | None] = {}
-    for rate in FALSE_ALARM_RATES:
-        hits = [hit for hit, false in zip(found, alarms, strict=True) if false <= rate * n_cases]
-        recall_at[f"{rate:g}"] = _ratio(max(hits, default=0), n_lesions)
-    at_rates = [recall for recall in recall_at.values() if recall is not None]
-    return {
-        "thresholds": thresholds,
-        "recall": [_ratio(hit, n_lesions) for hit in found],
-        "false_alarms_per_case": [false / n_cases for false in alarms],
-        "recall_at": recall_at,
-        "froc_score": _ratio(sum(at_rates), len(at_rates)),
     }
 
 
@@ -260,6 +189,16 @@ def _shared_voxels(reference: NDArray[np.int32], pred: NDArray[np.int32]) -> dic
     return {(pair // width, pair % width): count for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)}
 
 
+def _touching(shared: Mapping[tuple[int, int], int]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """Reference lesion -> predicted ones that overlap it, and the other way round."""
+    of_reference: dict[int, list[int]] = {}
+    of_pred: dict[int, list[int]] = {}
+    for reference, pred in sorted(shared):
+        of_reference.setdefault(reference, []).append(pred)
+        of_pred.setdefault(pred, []).append(reference)
+    return of_reference, of_pred
+
+
 def _partners(
     shared: Mapping[tuple[int, int], int],
     reference: Sequence[LesionRow],
@@ -272,10 +211,12 @@ def _partners(
         total = reference[one - 1]["_voxels"] + pred[other - 1]["_voxels"]
         fits[one, other] = voxels / (total - voxels), 2 * voxels / total
     chosen: dict[tuple[int, int], tuple[float, float]] = {}
+    taken: tuple[set[int], set[int]] = set(), set()
     for pair in sorted(fits, key=lambda pair: (-fits[pair][0], pair)):
-        taken = any(pair[0] == one or pair[1] == other for one, other in chosen)
-        if fits[pair][0] >= match_iou and not taken:
+        if fits[pair][0] >= match_iou and pair[0] not in taken[0] and pair[1] not in taken[1]:
             chosen[pair] = fits[pair]
+            taken[0].add(pair[0])
+            taken[1].add(pair[1])
     return chosen
 
 
@@ -285,15 +226,6 @@ def _size_bin(diameter: float, bounds: Sequence[float], unit: str) -> str:
     if place == 0:
         return f"<{inner[0]:g} {unit}" if inner else "all"
     return f">={inner[-1]:g} {unit}" if place == len(inner) else f"{inner[place - 1]:g}-{inner[place]:g} {unit}"
-
-
-def _bin_order(name: str) -> float:
-    """The lower bound in a bin's name."""
-    return -1.0 if name[0] in "<a" else float(name.split()[0].split("-")[0].lstrip(">="))
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 def _all_cases(value: float | None, reference: Sequence[Any], pred: Sequence[Any]) -> float:

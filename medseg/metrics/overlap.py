@@ -92,10 +92,10 @@ def voxel_scores(tp: int, fp: int, fn: int) -> dict[str, float | None]:
         image segmentation", BMC Medical Imaging 2015.
     """
     return {
-        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
-        "iou": _ratio(tp, tp + fp + fn),
-        "precision": _ratio(tp, tp + fp),
-        "recall": _ratio(tp, tp + fn),
+        "dice": ratio(2 * tp, 2 * tp + fp + fn),
+        "iou": ratio(tp, tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
     }
 
 
@@ -121,21 +121,22 @@ def class_scores(matrix: NDArray[np.int64]) -> dict[str, float | None]:
     either = of_reference + of_pred - right
     total = float(matrix.sum())
     return {
-        "pixel_accuracy": _ratio(right.sum(), total),
+        "pixel_accuracy": ratio(right.sum(), total),
         "mean_pixel_accuracy_recall": _mean_ratio(right, of_reference),
         "mean_pixel_accuracy_precision": _mean_ratio(right, of_pred),
         "mean_iou": _mean_ratio(right, either),
-        "frequency_weighted_iou": _ratio((of_reference * right / np.maximum(either, 1)).sum(), total),
+        "frequency_weighted_iou": ratio((of_reference * right / np.maximum(either, 1)).sum(), total),
     }
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole else None
 
 
 def _mean_ratio(parts: NDArray[np.float64], wholes: NDArray[Any]) -> float | None:
     there = wholes > 0
     return float((parts[there] / wholes[there]).mean()) if there.any() else None
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """`part / whole`, None if there is nothing to divide by."""
+    return float(part / whole) if whole else None
 
 
 def _having(rows: Sequence[Mapping[str, Mapping[str, float]]], region: str) -> list[Mapping[str, Mapping[str, float]]]:
