@@ -163,6 +163,13 @@ def test_a_chosen_series_that_is_gone_stays_a_row_whose_reading_says_so(scans, t
             read_source(row.source)
 
 
+def test_a_chosen_report_is_refused_as_what_it_is(scans, tmp_path):
+    (tmp_path / "cases.csv").write_text(f"{PLAIN}scans/study,1.2.3.88,yes\n")
+    (row,) = read_table(tmp_path / "cases.csv")
+    with pytest.raises(DataError, match=r"^DICOM series: is a report \(such as a dose report\), no volume"):
+        read_source(row.source)
+
+
 def test_one_file_and_a_folder_of_nothing(scans, tmp_path):
     (row,) = table(scans / "sub" / "liver.nii.gz")
     assert (row.case_id, row.slices) == ("liver", 9)

@@ -128,9 +128,12 @@ def _judged(source: ScanSource, files: Files) -> _Volume:
 def _of_one_series(found: Headers, series_uid: str) -> list[FileHeader]:
     """The volume files of this UID, of one patient and study."""
     groups: dict[tuple[str, str], list[FileHeader]] = defaultdict(list)
-    for header in found.files:
-        if header.series == series_uid and not kind_of(header):
+    named = [header for header in found.files if header.series == series_uid]
+    for header in named:
+        if not kind_of(header):
             groups[(header.patient, header.study)].append(header)
+    if not groups and named:
+        raise DataError(problem_of(named))
     if not groups and found.unreadable:
         raise DataError(problem_of((), found.unreadable))
     if len(groups) != 1:
