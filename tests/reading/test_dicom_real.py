@@ -1,7 +1,9 @@
 """Every real DICOM file at hand: read as GDCM reads it, or refused for a named reason."""
 
-import nibabel  # noqa: F401  (imports pydicom if it can, so that its warnings come now)
+from pathlib import Path
+
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
@@ -65,6 +67,26 @@ def test_the_segmentation_beside_a_series_is_no_volume(shared_data):
     chosen = choose(find_series(shared_data / "dicom_small"), all_series=True)
     assert [choice.reason for choice in chosen if not choice.chosen] == ["is a segmentation (SEG), no volume"]
     assert read_header(next(choice.series.source for choice in chosen if choice.chosen)).shape == (512, 512, 3)
+
+
+def test_every_file_of_pydicoms_own_tests_is_read_or_refused_in_one_line():
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    if not folder.is_dir():
+        pytest.skip("this pydicom came without its test files")
+    places = sorted({path.parent for path in folder.rglob("*") if path.is_file()})
+    scans, refusals = [], []
+    for series in (series for place in places for series in find_series(place)):
+        try:
+            scans.append(read_series(series.source))
+        except DataError as error:
+            refusals.append(str(error))
+    assert scans
+    assert all(np.isfinite(scan.affine).all() and scan.voxels.ndim == 3 for scan in scans)
+    assert len(refusals) > 10
+    for message in refusals:
+        assert message.startswith("DICOM series: ")
+        assert "\n" not in message
+        assert str(folder) not in message
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -155,7 +155,7 @@ def read_headers(files: Files, path: Path, names: Sequence[Path], *, whole_from:
             why = getattr(error, "strerror", None) or type(error).__name__
             return name, f"cannot be read ({why}); copy it again"
         if header and header.sop_class in VOLUMES and not header.pixel_offset:
-            return name, "is cut short or damaged; copy it again"
+            return name, "is without pixels, as if cut short; copy it again"
         return header or ((name, "is no DICOM file, whatever its name says") if suspect else None)
 
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
