@@ -128,13 +128,12 @@ class Stages:
         label, notes = self.predictor.finish(job.label, job.scans)
         self._begin(job, "write")
         target = mask_path(self.out, job.case, self.bundle)
-        affine = job.scans[0].affine
         if self.bundle.unit == "px":
             write_mask_png(label, target)
         else:
-            write_nifti(label, affine, target)
+            write_nifti(label, job.scans[0].affine, target)
         self._begin(job, "measure")
-        measured, lesions = self._measure(label, affine)
+        measured, lesions = self._measure(label, job.scans[0])
         job.seconds += time.monotonic() - job.since
         row: Row = {
             "status": "done",
@@ -157,8 +156,6 @@ class Stages:
 
     def failure(self, job: Job, error: Exception) -> Failure:
         """What an error in the step of a job means, for the report; frees what the job holds."""
-        if job.step == "measure":  # a mask must not stand beside a failed row
-            mask_path(self.out, job.case, self.bundle).unlink(missing_ok=True)
         job.scans, job.prepared, job.label = (), None, None
         failure = failure_of(error, job.step, root=self.root)
         seconds = round(job.seconds + time.monotonic() - job.since, 2)
@@ -175,11 +172,12 @@ class Stages:
         if self.hook is not None:
             self.hook(step, job.case.case_id)
 
-    def _measure(self, label: Label, affine: NDArray[np.float64]) -> tuple[Row, list[Row]]:
+    def _measure(self, label: Label, scan: Scan) -> tuple[Row, list[Row]]:
         regions, lesion_region = self.bundle.regions, self.bundle.lesion_region
         if self.bundle.unit == "px":
             return measure_image(label, regions=regions, lesion_region=lesion_region)
-        return measure(label, affine, regions=regions, lesion_region=lesion_region)
+        hu = scan.voxels if self.bundle.modality == "CT" else None
+        return measure(label, scan.affine, regions=regions, lesion_region=lesion_region, hu=hu)
 
 
 def without_names(message: str, case: Case) -> str:

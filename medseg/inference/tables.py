@@ -9,7 +9,7 @@ from medseg.bundle import Bundle
 from medseg.inference.cases import Case
 from medseg.inference.messages import Row
 from medseg.reading import Unit
-from medseg.report.measurements import write_csv
+from medseg.report.measurements import organ_of, without_lesions, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,22 @@ def mask_path(out: Path, case: Case, bundle: Bundle) -> Path:
     return out / f"{case.case_id}{MASK_ENDING[bundle.unit]}"
 
 
-def report_columns(regions: Mapping[str, Sequence[int]], unit: Unit = "mm") -> list[str]:
-    """Columns of `report.csv`, in order; regions in mL, of 2D images in pixels."""
+def report_columns(
+    regions: Mapping[str, Sequence[int]], unit: Unit = "mm", *, lesion_region: str | None = None
+) -> list[str]:
+    """Columns of `report.csv`, in order; regions in mL, of 2D images in pixels.
+
+    Args:
+        regions: of the model.
+        unit: "px" for a model of 2D images.
+        lesion_region: region of the lesions; the organ around them is told without them too.
+    """
     size = "ml" if unit == "mm" else "px"
+    organ = organ_of(regions, lesion_region) if unit == "mm" else None
     return [
         *("case_id", "status", "message", "warnings"),
         *(f"{region}_{size}" for region in regions),
+        *([f"{without_lesions(organ, lesion_region)}_ml"] if organ and lesion_region else []),
         *("lesion_count", f"longest_diameter_{unit}", "notes"),
         *("seconds", "peak_memory_mb", "model", "precision", "device"),
     ]
@@ -52,7 +62,7 @@ class Tables:
 
     def __init__(self, out: Path, bundle: Bundle, cases: Iterable[Case] = ()) -> None:
         self.out, self.bundle = out, bundle
-        own = report_columns(bundle.regions, bundle.unit)
+        own = report_columns(bundle.regions, bundle.unit, lesion_region=bundle.lesion_region)
         further = {column: None for case in cases for column in case.extra if column not in own}
         self.columns = [*own, *further]
         self._next = 0.0
