@@ -162,6 +162,13 @@ def test_a_slice_shifted_sideways_is_refused(tmp_path):
     assert "slice 3 (IM0002.dcm) is shifted sideways by 3 mm" in refusal(tmp_path)
 
 
+def test_voxels_of_a_size_that_no_scanner_makes_are_refused(tmp_path):
+    write_series(tmp_path, affine=grid(spacing=(0.0008, 0.0009, 0.0025)), edit=None)
+    assert "at one place" in refusal(tmp_path)
+    write_series(tmp_path, affine=grid(spacing=(80, 90, 250)))
+    assert "voxels of 80 x 90 x 250 mm, so lengths are in another unit or wrong" in refusal(tmp_path)
+
+
 def test_a_single_slice_is_refused(tmp_path):
     write_series(tmp_path, drop=(1, 2, 3))
     assert "one slice only" in refusal(tmp_path)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import DataError
 from medseg.reading.dicom.headers import Slice
+from medseg.reading.grid import checked_affine, grid_warnings
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_DIRECTION = 2e-3  # largest difference of a direction's entries: headers round them to 3 decimals or more
@@ -79,7 +80,8 @@ def stack_slices(slices: Sequence[Slice]) -> Stack:
 
     Raises:
         DataError: if a slice is not placed, or of another size, spacing or direction than the others; if slices are
-            missing, double, unevenly spaced or shifted sideways; for gantry tilt; for a single slice.
+            missing, double, unevenly spaced or shifted sideways; for gantry tilt; for a single slice; for voxels of
+            a size that no scanner makes.
     """
     _check_placed(slices)
     _check_alike(slices, _shape, 0, what="has another size ({} rows x {} columns)", many="sizes")
@@ -101,7 +103,9 @@ def stack_slices(slices: Sequence[Slice]) -> Stack:
     affine[:3, 1] = column * between_rows
     affine[:3, 2] = (corners[-1] - corners[0]) / (len(ordered) - 1)
     affine[:3, 3] = corners[0]
-    return Stack(tuple(ordered), LPS_TO_RAS @ affine, uneven)
+    affine = checked_affine(LPS_TO_RAS @ affine, "slices")
+    rows, columns = slices[0].shape
+    return Stack(tuple(ordered), affine, uneven + grid_warnings((columns, rows, len(ordered)), affine, "slices"))
 
 
 def _directions(orientation: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
