@@ -11,7 +11,7 @@ import typer
 
 from medseg import __version__
 
-from medseg.cli import training, inspect, predict, status, phantom, runs, bundles, precision, machine  # isort: skip (the order of --help)
+from medseg.cli import training, inspect, predict, status, open, phantom, runs, bundles, precision, machine  # isort: skip (the order of --help)
 from medseg.cli.common import UNEXPECTED, USAGE, app, one_line, say
 from medseg.errors import ConfigError, DataError
 from medseg.notices import NOT_A_DEVICE
@@ -22,6 +22,7 @@ __all__ = [
     "inspect",
     "machine",
     "main",
+    "open",
     "phantom",
     "precision",
     "predict",
