@@ -65,7 +65,7 @@ def available_mb() -> int:
 
 
 def scan_limit_mb() -> int:
-    """Memory that the voxels of one file may take, in MB: MEDSEG_MAX_SCAN_MB, else half of what is available (256 at least).
+    """MB that the voxels of one file may take: MEDSEG_MAX_SCAN_MB, else half of what is available (256 at least).
 
     Raises:
         ConfigError: if MEDSEG_MAX_SCAN_MB is no positive whole number.

@@ -85,7 +85,7 @@ COSTS = textwrap.dedent("""
     from medseg.memory import peak_memory_mb
     from medseg.errors import DataError
     from medseg.reading import read_scan
-    import medseg.reading.itk
+
     idle, start, message = peak_memory_mb(), time.perf_counter(), ""
     try:
         read_scan(Path(sys.argv[1]))
