@@ -21,7 +21,8 @@ class Dice(nn.Module):
 
     A class that a sample (with `batch_dice`: the batch) does not have scores `1e-5 / (predicted + 1e-5)`: a loss close
     to 1 almost without gradient. In a sample with `merged` voxels the classes of their set are left out, and the set
-    counts as one class instead (if it has no background, or that is included).
+    counts as one class instead (if it has no background, or that is included); with `batch_dice`, in samples without
+    any of it too.
 
     Args:
         ignore_label: label value that gives neither loss nor gradient.

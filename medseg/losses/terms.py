@@ -19,6 +19,8 @@ class Sums(NamedTuple):
     predicted: Tensor
     reference: Tensor
     counted: Tensor | None  # which of them have a known reference in the sample; all if None
+    absent: Tensor | None = None  # sets of several classes that the sample is known to lack
+    within: Tensor | None = None  # (N, N): which class belongs to which set
 
 
 def dice_loss(sums: Sums, *, batch_dice: bool) -> Tensor:
@@ -31,9 +33,10 @@ def tversky_loss(sums: Sums, *, alpha: float, beta: float, batch_dice: bool, smo
 
     The mean goes over samples and classes, with `batch_dice` over the classes of the batch; 0 if none counts.
     """
-    overlap, predicted, reference, counted = sums
+    overlap, predicted, reference, counted, *_ = sums
     if batch_dice:
         if counted is not None:
+            counted = _judged_in_batch(sums, counted)
             overlap, predicted, reference = overlap * counted, predicted * counted, reference * counted
             counted = over_batch(counted.sum(0))[0] > 0
         overlap, predicted, reference = over_batch(overlap.sum(0), predicted.sum(0), reference.sum(0))
@@ -45,6 +48,20 @@ def tversky_loss(sums: Sums, *, alpha: float, beta: float, batch_dice: bool, smo
         return ((1 - score) * counted).sum() / counted.sum().clamp_min(1)
     missed, count = over_batch(((1 - score) * counted).sum(), counted.sum())
     return missed / count.clamp_min(1)
+
+
+def _judged_in_batch(sums: Sums, counted: Tensor) -> Tensor:
+    """What each sample `(B, N)` is judged by, where one score is that of the whole batch.
+
+    A set that the batch has is judged in samples without it too, so that none of it may be found there; what would be
+    said of its classes one by one, of which the batch has no voxel, is then said already.
+    """
+    if sums.absent is None or sums.within is None:
+        return counted
+    (known,) = over_batch((sums.reference * counted).sum(0))
+    present = known > 0
+    covered = (sums.within & present).any(1)
+    return (counted | (sums.absent & present)) & (present | ~covered)
 
 
 def class_sums(voxels: SoftmaxVoxels, *, include_background: bool) -> Sums:
@@ -63,13 +80,19 @@ def class_sums(voxels: SoftmaxVoxels, *, include_background: bool) -> Sums:
         reference.append(is_set.flatten(1).sum(1))
     predicted = probabilities.flatten(2).sum(2).unbind(1)
     judged = [index for index, members in enumerate(sets) if include_background or 0 not in members]
-    return Sums(
+    sums = Sums(
         torch.stack([overlap[index] for index in judged], dim=1),
         torch.stack([sum_of([predicted[value] for value in sets[index]]) for index in judged], dim=1),
         torch.stack([reference[index] for index in judged], dim=1),
-        torch.stack([_counts(reference, sets, index) for index in judged], dim=1)
-        if len(sets) > len(predicted)
-        else None,
+        None,
+    )
+    if len(sets) == len(predicted):
+        return sums
+    within = [[set(sets[part]) < set(sets[whole]) for whole in judged] for part in judged]
+    return sums._replace(
+        counted=torch.stack([_counts(reference, sets, index) for index in judged], dim=1),
+        absent=torch.stack([_lacks(reference, sets, index) for index in judged], dim=1),
+        within=torch.tensor(within, device=sums.overlap.device),
     )
 
 
@@ -85,6 +108,13 @@ def _counts(reference: Sequence[Tensor], sets: Sequence[tuple[int, ...]], index:
     (value,) = sets[index]
     unclear = [voxels for voxels, members in zip(reference, sets, strict=True) if len(members) > 1 and value in members]
     return sum_of([torch.zeros_like(reference[index]), *unclear]) == 0
+
+
+def _lacks(reference: Sequence[Tensor], sets: Sequence[tuple[int, ...]], index: int) -> Tensor:
+    """Which samples `(B,)` have no voxel that may be of one of the sets of several classes."""
+    if len(sets[index]) == 1:
+        return torch.zeros_like(reference[index], dtype=torch.bool)
+    return sum_of([voxels for voxels, members in zip(reference, sets, strict=True) if {*members} & {*sets[index]}]) == 0
 
 
 def cross_entropy(voxels: SoftmaxVoxels, weights: Tensor | None, *, gamma: float = 0.0) -> Tensor:

@@ -121,6 +121,16 @@ def test_each_class_has_its_dice_from_the_samples_that_know_it(batch_dice):
     assert_same(Dice(merged=MERGED, batch_dice=batch_dice)(logits, known), expected, logits)
 
 
+@pytest.mark.parametrize("loss", [Dice, Tversky])
+def test_a_sample_without_liver_counts_for_the_liver_of_the_batch(loss):
+    """Two patches of cases with their liver annotated only, one of them without any: a case of two classes."""
+    logits, _, known = example(["liver"])
+    known[1] = 0
+    pair, _ = two_classes(logits, ["liver"])
+    target = (known > 0).long()
+    assert_same(loss(merged=MERGED, batch_dice=True)(logits, known), loss(batch_dice=True)(pair, target), logits)
+
+
 def test_a_label_without_sets_costs_what_it_did():
     logits, label, _ = example(["liver"])
     for loss in (Dice, Tversky, CrossEntropy, DiceCrossEntropy, DiceFocal, BinaryCrossEntropy):
