@@ -47,14 +47,14 @@ class FolderInference:
         """Segment every scan; one report row a case.
 
         Raises:
-            DataError: if cases failed; the report and the other masks are written.
+            DataError: if cases failed or were put off; the report and the other masks are written.
         """
         bundle = open_bundle(self.model, runs_dir=self.runs_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         rows = predict_folder(self.samples, self.output_dir, bundle, device=self.device)
-        failed = [row for row in rows if row["status"] != "done"]
+        failed = [row for row in rows if row["status"] in ("failed", "pending")]
         for row in failed:
-            logger.error("%s failed: %s", row["case_id"], row["message"])
+            logger.error("%s %s: %s", row["case_id"], row["status"], row["message"])
         report = self.output_dir / "report.csv"
         logger.info("%d of %d cases done; report: %s", len(rows) - len(failed), len(rows), report)
         logger.info("This model is %s.", bundle.notice)
