@@ -5,13 +5,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from medseg.reading import ScanSource, source_files
 from medseg.reading.scan import sha256_of_all
 
 END = 16 * 1024  # bytes at each end: the header, and of a gzip file the checksum of all it holds
-Change = Literal["none", "time", "content"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,6 @@ class Fingerprint:
     size: int
     times: str
     ends: str
-
-    def change(self, before: dict[str, Any]) -> Change:
-        """What has changed since the fingerprint that `as_json` wrote."""
-        if (self.files, self.size, self.ends) != (before["files"], before["size"], before["ends"]):
-            return "content"
-        return "none" if self.times == before["times"] else "time"
 
     def as_json(self) -> dict[str, Any]:
         """As JSON data; no name of a file is in it."""

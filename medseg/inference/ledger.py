@@ -2,21 +2,21 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from medseg.errors import ConfigError, DataError
+from medseg.errors import ConfigError
 from medseg.inference.cases import Case
+from medseg.inference.changes import TOUCHED, change_of, fingerprints
 from medseg.inference.claims import Claims
-from medseg.inference.fingerprints import fingerprint, is_same_mask, mask_mark, sha256_of_source
+from medseg.inference.fingerprints import is_same_mask, mask_mark
 from medseg.inference.out_files import FOLDER, MASK_ENDINGS, create_once, sweep
 from medseg.inference.records import Record, Records, Stamp, record_name
 from medseg.inference.settings import RunSettings
-from medseg.reading import ScanSource
 from medseg.writing import aside
 
 Action = Literal["do", "done", "edited", "failed", "busy"]
@@ -160,7 +160,7 @@ class Ledger:
         if name in self._decided and self._records.stamp(name) != self._decided[name]:
             self._claims.release(name)
             return False
-        self._claimed[name], self._inputs[name] = case, _fingerprints(case.sources)
+        self._claimed[name], self._inputs[name] = case, fingerprints(case.sources)
         return True
 
     def release(self, case: Case) -> None:
@@ -202,7 +202,7 @@ class Ledger:
         content = {
             "case_id": case.case_id,
             "settings": self.settings.digest,
-            "inputs": self._inputs.get(name) or _fingerprints(case.sources),
+            "inputs": self._inputs.get(name) or fingerprints(case.sources),
             "inputs_sha256": list(inputs_sha256),
             "mask": {"name": mask.relative_to(self.out).as_posix(), **mark} if mask and mark else None,
             "row": dict(row),
@@ -240,37 +240,10 @@ class Ledger:
             return "failed before"
         if not failed and record["mask"] and not (self.out / record["mask"]["name"]).is_file():
             return "its mask is gone"
-        return self._input_change(case, record, verify=verify and not failed)
-
-    def _input_change(self, case: Case, record: Record, *, verify: bool) -> str:
-        """How the scans of a case differ from those of its record; empty if they do not."""
-        if len(case.sources) != len(record["inputs"]):
-            return "it has other channels"
-        changes = set()
-        for source, before in zip(case.sources, record["inputs"], strict=True):
-            try:
-                now = fingerprint(source)
-                changes.add(now.change(before) if before else "content")
-            except (OSError, DataError):  # away now: what was done with it still stands, and so does its failure
-                if before:
-                    return "its scan cannot be read" if verify else ""
-                changes.add("none")
-        if "content" in changes or ((verify or "time" in changes) and not self._same_bytes(case, record)):
-            return "its scan has changed"
-        if "time" in changes:  # copied, or touched: from now on its time is known
-            record["inputs"] = _fingerprints(case.sources)
-            self._records.write(record_name(case.case_id), record)
-        return ""
-
-    def _same_bytes(self, case: Case, record: Record) -> bool:
-        """Whether every byte of the scans is as it was read; a failed case may not have been read to its end."""
-        recorded = _distinct(record["inputs_sha256"])
-        if "" in recorded or not recorded:
-            return False
-        try:
-            return _distinct(sha256_of_source(source) for source in case.sources) == recorded
-        except (OSError, DataError):
-            return False
+        change = change_of(case.sources, record["inputs"], record["inputs_sha256"], verify=verify and not failed)
+        if change == TOUCHED:  # from now on its time is known
+            self._records.write(record_name(case.case_id), record | {"inputs": fingerprints(case.sources)})
+        return "" if change == TOUCHED else change
 
     def _kept_mask(self, case: Case, record: Record | None, *, verify: bool = False) -> str:
         """Why the mask that lies in the place of a case must not be overwritten; empty if it may."""
@@ -319,19 +292,3 @@ def _edited_row(case: Case, record: Record | None, message: str) -> Row:
     known = record["row"] if record else {}
     kept = {column: known[column] for column in ("model", "precision") if column in known}
     return {"case_id": case.case_id, "status": "edited", "message": message, **kept, **case.extra}
-
-
-def _fingerprints(sources: Sequence[ScanSource]) -> list[dict[str, Any] | None]:
-    """What is known of each source now; None for one that cannot be read."""
-    found: list[dict[str, Any] | None] = []
-    for source in sources:
-        try:
-            found.append(fingerprint(source).as_json())
-        except (OSError, DataError):
-            found.append(None)
-    return found
-
-
-def _distinct(digests: Iterable[str]) -> list[str]:
-    """Digests in order, each once: the channels of one 4D file have the same."""
-    return list(dict.fromkeys(digests))

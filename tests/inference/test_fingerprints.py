@@ -8,6 +8,7 @@ import SimpleITK
 from dicom_files import grid, some_voxels, write_series
 
 from medseg.errors import DataError
+from medseg.inference.changes import TOUCHED, change_of, fingerprints
 from medseg.inference.fingerprints import fingerprint, sha256_of_source
 from medseg.reading import ScanSource, read_source
 from medseg.reading.dicom import find_series
@@ -57,24 +58,28 @@ def test_a_source_has_the_digest_that_reading_it_gives(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_fingerprint_stays_until_any_file_changes(tmp_path, kind):
     source = kind(tmp_path)
-    before = fingerprint(source).as_json()
-    assert fingerprint(source).change(before) == "none"
+    before, digest = fingerprints([source]), [read_source(source).sha256]
+
+    def change():
+        return change_of([source], before, digest, verify=False)
+
+    assert change() == ""
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     times = {path: path.stat().st_mtime_ns for path in files}
     for path in files:
         os.utime(path, ns=(1, 1))
-        assert fingerprint(source).change(before) == "time"
+        assert change() == TOUCHED
         os.utime(path, ns=(times[path], times[path]))
-        assert fingerprint(source).change(before) == "none"
+        assert change() == ""
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
         os.utime(path, ns=(times[path], times[path]))
-        assert fingerprint(source).change(before) == "content"
+        assert change() == "its scan has changed"
         content[-1] ^= 1
         path.write_bytes(content)
         os.utime(path, ns=(times[path], times[path]))
-        assert fingerprint(source).change(before) == "none"
+        assert change() == ""
 
 
 def test_no_name_of_a_file_is_in_a_fingerprint(tmp_path):
