@@ -1,5 +1,6 @@
 """Series that are no whole volume are refused in one line that names the slice, and never a person or a folder."""
 
+import errno
 import re
 
 import numpy as np
@@ -248,6 +249,25 @@ def test_a_file_that_is_gone_is_said(tmp_path):
     paths[0].unlink()
     with pytest.raises(DataError, match="DICOM series: a file of the series is gone"):
         read_series(series.source)
+
+
+def test_a_share_that_is_gone_is_told_from_damaged_files(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    (series,) = find_series(tmp_path)
+
+    def gone(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    for at in (
+        "medseg.reading.dicom.files._Folder.open",
+        "medseg.reading.dicom.files._Folder.size",
+        "pathlib.Path.is_dir",
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(at, gone)
+            with pytest.raises(DataError, match=r"DICOM series: .* \(Stale file handle\)") as caught:
+                read_series(series.source)
+        assert isinstance(caught.value.__cause__, OSError) or isinstance(caught.value.__cause__.__cause__, OSError)
 
 
 def test_a_file_that_is_overwritten_with_something_else_is_said(tmp_path):

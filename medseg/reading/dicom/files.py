@@ -42,10 +42,14 @@ def open_files(path: Path) -> Iterator[Files]:
         DataError: if there is none, or the zip is damaged, encrypted, or unpacks to too much; without a name, which
             may be a patient's.
     """
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a share that is gone
+        raise DataError(f"the folder or zip cannot be opened ({error.strerror}); reconnect its share") from error
+    if is_folder:
         yield _Folder(path)
         return
-    if path.suffix.lower() != ZIP_SUFFIX or not path.is_file():
+    if path.suffix.lower() != ZIP_SUFFIX or not is_file:
         raise DataError("no folder or zip of DICOM files; check the path")
     try:
         archive = zipfile.ZipFile(path)

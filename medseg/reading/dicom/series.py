@@ -81,11 +81,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Headers:
-    """The files of one folder or zip: those of DICOM, and the names of those that should be and cannot be read."""
+    """The files of one folder or zip: those of DICOM, and names of those that should be and cannot be read, with why.
+
+    `refused` are the system's own errors among the latter (a share that is gone), which are no fault of the files.
+    """
 
     path: Path
     files: tuple[FileHeader, ...]
     unreadable: tuple[tuple[Path, str], ...]
+    refused: tuple[OSError, ...] = ()
 
 
 def find_series(folder: Path) -> list[Series]:
@@ -137,6 +141,7 @@ def read_headers(files: Files, path: Path, names: Sequence[Path], *, whole_from:
         names: to be read.
         whole_from: of DICOM files that are longer than this, in bytes, the headers are known to be whole: passed over.
     """
+    refused: list[OSError] = []
 
     def read(name: Path) -> FileHeader | tuple[Path, str] | None:
         suspect = name.suffix.lower() in DICOM_SUFFIXES
@@ -152,6 +157,8 @@ def read_headers(files: Files, path: Path, names: Sequence[Path], *, whole_from:
         except DataError as error:
             return name, str(error)
         except (OSError, MemoryError, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
+            if isinstance(error, OSError):
+                refused.append(error)
             why = getattr(error, "strerror", None) or type(error).__name__
             return name, f"cannot be read ({why}); copy it again"
         if header and header.sop_class in VOLUMES and not header.pixel_offset:
@@ -164,6 +171,7 @@ def read_headers(files: Files, path: Path, names: Sequence[Path], *, whole_from:
         path,
         tuple(result for result in results if isinstance(result, FileHeader)),
         tuple(result for result in results if isinstance(result, tuple)),
+        tuple(refused),
     )
 
 

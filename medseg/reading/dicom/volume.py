@@ -111,12 +111,15 @@ def _judged(source: ScanSource, files: Files) -> _Volume:
         longest = max((header.pixel_offset for header in headers), default=0) + LONGER_HEADER
         others = [name for name in names if name.parent in folders and name not in wanted]
         beside = read_headers(files, source.path, others, whole_from=longest)  # a damaged slice may be among them
-        strays = [*own.unreadable, *beside.unreadable]
+        strays, refused = [*own.unreadable, *beside.unreadable], own.refused + beside.refused
     else:
         found = read_headers(files, source.path, names)
+        refused = found.refused
         headers = _of_one_series(found, source.series_uid)
         folders = {header.file.parent for header in headers}
         strays = [(name, why) for name, why in found.unreadable if name.parent in folders]
+    if refused:
+        raise refused[0]  # so that a share that is gone is told from a file that is damaged
     if source.files and len(headers) < len(source.files) and not strays:
         raise DataError("a file of the series is no longer DICOM; inspect the folder again")
     problem = problem_of(headers, strays)
