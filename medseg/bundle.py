@@ -96,6 +96,11 @@ class Bundle:
         return "CT" if target == "medseg.preprocessing.Window" else ""
 
     @property
+    def flags(self) -> Any:
+        """Thresholds of what a person should look at first, as `medseg.report.flags.FlagRules` reads them."""
+        return self._literal("flags") if "flags" in self.recipe else None
+
+    @property
     def precision(self) -> str:
         """Floating-point type the network runs in: one that a stored check has found as good, else the inferer's."""
         check = self.metadata.get("precision_check")
