@@ -1,18 +1,15 @@
 """The header of one DICOM file: only the fields that place, scale, group and choose images, and no pixel is read.
 
-Values are taken as the bytes that the file holds: pydicom would check and convert every one, warn with the value in its
-message, and be slower. Patient names and dates are not among the fields.
+Patient names and dates are not among the fields.
 """
 
 import logging
-import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 import pydicom
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -22,6 +19,7 @@ from pydicom.uid import (
 )
 
 from medseg.errors import DataError
+from medseg.reading.dicom.fields import CHARACTER_SET, Fields
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 PREAMBLE_BYTES, HEAD_BYTES = 128, 4096
@@ -31,7 +29,7 @@ MOST_FRAMES = 20_000
 UNDEFINED_LENGTH = 0xFFFFFFFF
 PIXEL_DATA = 0x7FE00010
 
-CHARACTER_SET, IMAGE_TYPE, SOP_CLASS, SOP_INSTANCE = 0x00080005, 0x00080008, 0x00080016, 0x00080018
+IMAGE_TYPE, SOP_CLASS, SOP_INSTANCE = 0x00080008, 0x00080016, 0x00080018
 MODALITY, DESCRIPTION, PATIENT_ID = 0x00080060, 0x0008103E, 0x00100020
 CONTRAST, THICKNESS, KERNEL = 0x00180010, 0x00180050, 0x00181210
 STUDY, SERIES, SERIES_NUMBER, INSTANCE_NUMBER = 0x0020000D, 0x0020000E, 0x00200011, 0x00200013
@@ -171,80 +169,8 @@ def _starts_like_a_data_set(head: bytes) -> bool:
     return head[:1] in (b"\x02", b"\x08") and head[1:2] + head[3:4] == b"\0\0"
 
 
-def _printable(text: str) -> str:
-    """Without line breaks and control characters, which would break a message or a table."""
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-class _Fields:
-    """Values of a dataset by tag, from the bytes as stored."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def _raw(self, tag: int) -> tuple[bytes, bool]:
-        if tag not in self.dataset:
-            return b"", True
-        item = self.dataset.get_item(tag)
-        if isinstance(item, RawDataElement):
-            return item.value or b"", item.is_little_endian
-        return str(getattr(item, "value", "") or "").encode("utf-8", "replace"), True
-
-    def text(self, tag: int) -> str:
-        return _printable(self._raw(tag)[0].decode("latin-1").strip(" \0"))
-
-    def texts(self, tag: int) -> tuple[str, ...]:
-        return tuple(part.strip(" \0") for part in self.text(tag).split("\\"))
-
-    def free_text(self, tag: int) -> str:
-        """Text in the file's own character set, its line breaks and control characters as spaces."""
-        raw = self._raw(tag)[0]
-        names = self.texts(CHARACTER_SET)
-        try:
-            decoded = pydicom.charset.decode_bytes(raw, pydicom.charset.convert_encodings(list(names)), set())
-        except (LookupError, UnicodeError, ValueError):
-            decoded = raw.decode("latin-1")
-        return " ".join(_printable(decoded).split())
-
-    def numbers(self, tag: int, count: int) -> tuple[float, ...] | None:
-        """`count` finite numbers; None if they are not there."""
-        try:
-            values = tuple(float(part) for part in self.texts(tag))
-        except ValueError:
-            return None
-        return values if len(values) == count and all(math.isfinite(value) for value in values) else None
-
-    def number(self, tag: int) -> float:
-        values = self.numbers(tag, 1)
-        return math.nan if values is None else values[0]
-
-    def whole(self, tag: int) -> int | None:
-        """An integer written as text."""
-        try:
-            return int(float(self.text(tag)))
-        except (ValueError, OverflowError):
-            return None
-
-    def short(self, tag: int, *, signed: bool = False) -> int | None:
-        """A binary integer of two bytes (or four)."""
-        raw, little = self._raw(tag)
-        return int.from_bytes(raw, "little" if little else "big", signed=signed) if len(raw) in (2, 4) else None
-
-    def items(self, tag: int) -> list["_Fields"]:
-        if tag not in self.dataset:
-            return []
-        value = self.dataset[tag].value
-        return [_Fields(item) for item in value] if isinstance(value, pydicom.Sequence) else []
-
-    def item(self, tag: int) -> "_Fields":
-        return next(iter(self.items(tag)), _Fields(Dataset()))
-
-    def holds(self, tag: int) -> bool:
-        return tag in self.dataset
-
-
 def _header(dataset: Dataset, name: Path) -> FileHeader:
-    fields = _Fields(dataset)
+    fields = Fields(dataset)
     signed = fields.short(SIGNED) == 1
     kernel = fields.texts(KERNEL)
     shared = fields.item(SHARED_GROUPS)
@@ -254,7 +180,7 @@ def _header(dataset: Dataset, name: Path) -> FileHeader:
         kernel = _group(first, shared, CT_RECONSTRUCTION).texts(KERNEL)
     return FileHeader(
         file=name,
-        sop_class=fields.text(SOP_CLASS) or _Fields(dataset.file_meta).text(MEDIA_CLASS),  # a DICOMDIR has the latter
+        sop_class=fields.text(SOP_CLASS) or Fields(dataset.file_meta).text(MEDIA_CLASS),  # a DICOMDIR has the latter
         sop_instance=fields.text(SOP_INSTANCE),
         transfer_syntax=_transfer_syntax(dataset),
         modality=fields.text(MODALITY),
@@ -278,7 +204,7 @@ def _header(dataset: Dataset, name: Path) -> FileHeader:
 
 
 def _transfer_syntax(dataset: Dataset) -> str:
-    named = _Fields(dataset.file_meta).text(TRANSFER_SYNTAX)
+    named = Fields(dataset.file_meta).text(TRANSFER_SYNTAX)
     if named:
         return named
     implicit, little = dataset.original_encoding
@@ -287,7 +213,7 @@ def _transfer_syntax(dataset: Dataset) -> str:
     return str(ExplicitVRLittleEndian) if little else str(ExplicitVRBigEndian)
 
 
-def _slices(fields: _Fields, shared: _Fields, frames: list[_Fields], name: Path) -> tuple[Slice, ...]:
+def _slices(fields: Fields, shared: Fields, frames: list[Fields], name: Path) -> tuple[Slice, ...]:
     shape = (fields.short(ROWS) or 0, fields.short(COLUMNS) or 0)
     count = max(fields.whole(FRAMES) or 1, 1)
     if count > MOST_FRAMES:
@@ -301,7 +227,7 @@ def _slices(fields: _Fields, shared: _Fields, frames: list[_Fields], name: Path)
     kind_tags = (CT_FRAME_TYPE, MR_FRAME_TYPE)
     found = []
     for index in range(count):
-        own = frames[index] if index < len(frames) else _Fields(Dataset())
+        own = frames[index] if index < len(frames) else Fields(Dataset())
         plane = _plane(
             _group(own, shared, PLANE_POSITION),
             _group(own, shared, PLANE_ORIENTATION),
@@ -319,10 +245,10 @@ def _slices(fields: _Fields, shared: _Fields, frames: list[_Fields], name: Path)
 
 
 def _plane(
-    position: _Fields,
-    orientation: _Fields,
-    measures: _Fields,
-    transform: _Fields,
+    position: Fields,
+    orientation: Fields,
+    measures: Fields,
+    transform: Fields,
     *,
     file: Path,
     frame: int,
@@ -346,7 +272,7 @@ def _plane(
     )
 
 
-def _group(own: _Fields, shared: _Fields, tag: int) -> _Fields:
+def _group(own: Fields, shared: Fields, tag: int) -> Fields:
     """A frame's functional group: its own, else the one that all frames share."""
     return own.item(tag) if own.holds(tag) else shared.item(tag)
 

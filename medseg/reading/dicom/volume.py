@@ -21,7 +21,8 @@ from medseg.reading.dicom.files import Files, open_files
 from medseg.reading.dicom.headers import FileHeader, Slice, quiet_pydicom
 from medseg.reading.dicom.kinds import CT, kind_of
 from medseg.reading.dicom.pixels import stored_pixels
-from medseg.reading.dicom.series import Headers, problem_of, read_headers, stack_of
+from medseg.reading.dicom.problems import problem_of, stack_of
+from medseg.reading.dicom.series import Headers, read_headers
 from medseg.reading.dicom.stacking import Stack
 from medseg.reading.scan import INT16, Header, Scan, ScanSource, sha256_of_all
 
