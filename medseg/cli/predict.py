@@ -112,9 +112,10 @@ def predict(
 
 def _do(run: "FolderRun", *, as_json: bool) -> "Outcome":
     """Do a run; tell each case as JSON, or failures alone and the time left."""
-    started, tried, total = time.monotonic(), 0, len(run.todo)
+    started, tried = time.monotonic(), 0
+    total = len(run.todo) + sum(bool(case.problem) for case in run.cases)
     if as_json:
-        _event("start", cases=len(run.cases), to_do=total, **run.told)
+        _event("start", cases=len(run.cases), to_do=len(run.todo), **run.told)
     with progress(total if not as_json else 0) as (advance, note):
 
         def on_row(row: dict[str, Any]) -> None:
