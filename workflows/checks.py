@@ -18,7 +18,10 @@ from medseg.data_half import DATA_HALF, class_count, problems
 PROPERTY_IDS = {
     entry[BundlePropertyConfig.ID] for table in (TrainProperties, InferProperties) for entry in table.values()
 }
-READ_BY_NAME = {"imports", "without_dataset", "experiment_name", "run_name", "output_dir", "seed", "gpu_memory_gb"}
+READ_BY_NAME = {
+    *("imports", "without_dataset", "experiment_name", "run_name", "output_dir", "seed", "gpu_memory_gb"),
+    "flags",  # predicting reads it from the bundle
+}
 RUN_IDS = {"initialize", "run", "training", "evaluation", "inference", "cross_validation", "finalize"}
 OWN_IDS = {*DATA_HALF, *PROPERTY_IDS, *READ_BY_NAME, *RUN_IDS}
 SECTIONS = ("train", "validate", "test")  # their entries are settings as well, so a misspelled one must not pass
