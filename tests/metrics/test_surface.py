@@ -108,15 +108,15 @@ def test_voxel_surfaces_equal_simpleitk_on_contours():
         assert average_distance(found) == pytest.approx(summed / count, rel=1e-4, abs=1e-5), label
 
 
-def test_simpleitk_on_whole_masks_does_not_see_a_hollow():
+def test_simpleitk_on_whole_masks_does_not_see_how_deep_a_hole_lies():
     solid = np.ones((9, 9, 9), bool)
-    hollow = solid.copy()
-    hollow[3:6, 3:6, 3:6] = False
+    holed = solid.copy()
+    holed[4, 4, 4] = False
     judge = sitk.HausdorffDistanceImageFilter()
-    judge.Execute(itk_image(hollow, (1, 1, 1)), itk_image(solid, (1, 1, 1)))
-    assert judge.GetHausdorffDistance() < 3  # from the middle of the hollow to its wall
-    # the hollow's wall is voxels 2 and 6 of 0 ... 8, two steps inside the solid's surface
-    assert hausdorff(surface_distances(hollow, solid, (1, 1, 1))) == 2
+    judge.Execute(itk_image(holed, (1, 1, 1)), itk_image(solid, (1, 1, 1)))
+    assert judge.GetHausdorffDistance() == 1  # from the hole to the mask around it
+    # the hole's wall is voxel 3 of 0 ... 8 on each axis, three steps from the solid's surface
+    assert hausdorff(surface_distances(holed, solid, (1, 1, 1))) == 3
 
 
 def test_subvoxel_surfaces_equal_the_surface_distance_package():
