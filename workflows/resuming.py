@@ -35,6 +35,7 @@ HARMLESS = (
     "jobs",
     "register_as",
     "alias",
+    "flags",
 )  # the training stays the same
 
 

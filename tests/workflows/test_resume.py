@@ -290,6 +290,11 @@ def test_harmless_changes_are_said_and_paths_are_not(tmp_path: Path, caplog: pyt
     assert caplog.messages == ["changed: dataset_dir", "changed: num_workers from 4 to 0"]
 
 
+@pytest.mark.parametrize("changes", [{"register_as": "liver", "alias": "best"}, {"flags": {"at_border": ["liver"]}}])
+def test_what_is_done_with_a_model_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert changed_recipe(tmp_path, **changes) == RECIPE
+
+
 @pytest.mark.parametrize(
     ("train", "says"),
     [
