@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from medseg.errors import ConfigError, DataError
 
 Cause = Literal["input", "memory", "device", "disk", "share", "model", "crash"]
-Step = Literal["read", "prepare", "network", "finish", "write", "measure"]
+Step = Literal["read", "prepare", "network", "finish", "measure", "write"]
 
 IN_A_ROW = 10  # failures of one cause that is not the input: more of them would tell nothing new
 NOBODYS: frozenset[Cause] = frozenset({"disk", "share"})  # never the case's own fault: the next run tries it again

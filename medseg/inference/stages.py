@@ -120,20 +120,20 @@ class Stages:
         job.seconds += time.monotonic() - job.since
 
     def write(self, job: Job) -> None:
-        """Mask cleaned up and on disk, measured."""
+        """Mask cleaned up, measured and on disk."""
         job.since = time.monotonic()
         self._begin(job, "finish")
         if job.label is None:
             raise RuntimeError("no label map to write")
         label, notes = self.predictor.finish(job.label, job.scans)
-        self._begin(job, "write")
+        self._begin(job, "measure")
+        measured, lesions = self._measure(label, job.scans[0])
+        self._begin(job, "write")  # last: a mask that is there is soon recorded
         target = mask_path(self.out, job.case, self.bundle)
         if self.bundle.unit == "px":
             write_mask_png(label, target)
         else:
             write_nifti(label, job.scans[0].affine, target)
-        self._begin(job, "measure")
-        measured, lesions = self._measure(label, job.scans[0])
         job.seconds += time.monotonic() - job.since
         row: Row = {
             "status": "done",

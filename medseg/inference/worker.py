@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 4  # cases inside: one in each of the three stages, and the next one read
 MEMORY_SHARE = 0.8  # of what is free once the model is loaded; the rest is for what estimates miss
-STOP_S = 3.0  # Ctrl-C, or a lost GPU: a mask that is being written may be finished in this time
+STOP_S = 2.5  # Ctrl-C, or a lost GPU: a mask that is being written may be finished in this time
 
 
 class WorkerDiedError(RuntimeError):
