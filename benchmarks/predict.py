@@ -53,13 +53,14 @@ class Subject:
 
 
 def main() -> None:
-    """Run the rounds, compare the masks, write the figures."""
+    """Run the rounds, compare the masks, write the figures; those of finished rounds are kept."""
     settings = parsed()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         job = written_job(settings, work)
         runs: dict[str, list[dict[str, Any]]] = {}
         failed: dict[str, str] = {}
+        labels: dict[str, Any] = {}
         for number in range(settings.rounds):
             for subject in subjects(settings, work):
                 if subject.name in failed:
@@ -68,27 +69,34 @@ def main() -> None:
                     run = measured(subject, work / f"{subject.name}-{number}", settings.threads)
                 except RuntimeError as error:
                     failed[subject.name] = str(error)
-                    runs.pop(subject.name, None)
                     print(f"{subject.name} failed: {error}", flush=True)
                     continue
                 runs.setdefault(subject.name, []).append(run)
                 print(
                     f"round {number + 1}: {subject.name}: {run['wall_s']:.1f} s, CPU {run['cpu_s']:.1f} s", flush=True
                 )
-        result = {
-            "machine": machine(settings.threads),
-            "case": {key: job[key] for key in ("shape", "box", "field", "spacing_mm", "patch_size", "overlap")},
-            "subjects": {name: summary(each) for name, each in runs.items()},
-            "labels": agreements(work, job, list(runs), settings.threads),
-            "floor": floor(job, runs),
-            "failed": failed,
-        }
-    table = markdown(result)
-    print(table)
-    if settings.out:
-        settings.out.mkdir(parents=True, exist_ok=True)
-        (settings.out / "predict.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (settings.out / "predict.md").write_text(table, encoding="utf-8")
+            labels = labels or agreements(work, job, list(runs))
+            result = {
+                "machine": machine(settings.threads),
+                "case": {key: job[key] for key in ("shape", "box", "field", "spacing_mm", "patch_size", "overlap")},
+                "subjects": {name: summary(each) for name, each in runs.items()},
+                "labels": labels,
+                "floor": floor(job, runs),
+                "failed": failed,
+            }
+            write_result(result, settings.out)
+        if settings.margin:
+            labels["medseg"]["largest_margin"] = largest_margin(work, settings.threads)
+            write_result(result, settings.out)
+    print(markdown(result))
+
+
+def write_result(result: dict[str, Any], folder: Path | None) -> None:
+    """The figures as JSON and as tables."""
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "predict.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (folder / "predict.md").write_text(markdown(result), encoding="utf-8")
 
 
 def parsed() -> argparse.Namespace:
@@ -100,6 +108,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", help="only these, by name; medseg and monai are always among them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--margin", action="store_true", help="ask MONAI's logits whether differing voxels are ties")
     parser.add_argument("--out", type=Path, help="folder for predict.json and predict.md")
     return parser.parse_args()
 
@@ -263,8 +272,8 @@ def mask_of(work: Path, name: str) -> np.ndarray[Any, Any]:
     return read_label(path).voxels
 
 
-def agreements(work: Path, job: dict[str, Any], names: list[str], threads: int) -> dict[str, Any]:
-    """Each mask against MONAI's of float32: share of equal voxels and Dice; ties are looked for where they differ."""
+def agreements(work: Path, job: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Each mask against MONAI's of float32: share of equal voxels and Dice."""
     reference = mask_of(work, "monai")
     box = tuple(slice(*side) for side in job["covered"])
     grid = whole_grid(reference.shape, read_scan(Path(job["scan"])).affine, SPACING_MM)
@@ -279,8 +288,6 @@ def agreements(work: Path, job: dict[str, Any], names: list[str], threads: int) 
             "different_voxels": int(np.count_nonzero(differ)),
             "dice": [dice(mask == value, against == value) for value in range(1, job["network"]["out_channels"])],
         }
-        if name == "medseg" and differ.any():
-            found[name]["largest_margin"] = largest_margin(work, differ, threads)
     return found
 
 
@@ -291,12 +298,14 @@ def cropped_label(label: np.ndarray[Any, Any], grid: Grid, box: tuple[slice, ...
     return inside[flips].transpose(np.argsort(grid.axes))
 
 
-def largest_margin(work: Path, differ: np.ndarray[Any, Any], threads: int) -> float:
-    """How far apart MONAI's two largest logits are at most where the labels differ; from a run that is not timed."""
+def largest_margin(work: Path, threads: int) -> float:
+    """How far apart MONAI's two largest logits are at most where labels differ; from a run that is not timed."""
+    differ = mask_of(work, "medseg") != mask_of(work, "monai")
+    if not differ.any():
+        return 0.0
     checking = Subject("check", [sys.executable, str(PEERS / "predict_monai.py"), str(work / "check.json")])
     measured(checking, work / "check", threads)
-    logits = np.load(work / "check" / "logits.npy", mmap_mode="r")
-    ranked = np.sort(logits[:, differ], axis=0)
+    ranked = np.sort(np.load(work / "check" / "logits.npy", mmap_mode="r")[:, differ], axis=0)
     return float((ranked[-1] - ranked[-2]).max())
 
 
