@@ -1,5 +1,8 @@
 """Prepared cases kept in memory or on disk: the steps before the first random one run once a case.
 
+On disk a case is mapped, not read: the random steps touch the pages they need (of `medseg.transforms.patches` those
+under the patches), and none stays mapped between two accesses, so that memory does not grow with the number of cases.
+
 Where they are kept is chosen from what they need and what is free, and said in one line. A file on disk is named by the
 content of the case's files and by every setting of the preparation, so that neither can be stale; it appears whole.
 """
@@ -91,7 +94,7 @@ class CachedCases(Dataset[Any]):
                 elif place == "disk":
                     self.files = self._places(cache_dir)
                     describe_folder(self.files[0].parent, name)  # first: `medseg cache` clears half-made ones too
-                    list(pool.map(self._stored, own_order(len(self.data))))
+                    list(pool.map(self._store, own_order(len(self.data))))
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -122,14 +125,27 @@ class CachedCases(Dataset[Any]):
 
     def _stored(self, index: int) -> dict[str, Any]:
         """The prepared sample from its file; made first where there is none that can be read."""
+        return self._mapped(index) or self._made(index)
+
+    def _store(self, index: int) -> None:
+        """Make the file of a sample, unless it is there; nothing is kept, or all cases would be in memory at once."""
+        if not self._mapped(index):
+            self._made(index)
+
+    def _mapped(self, index: int) -> dict[str, Any] | None:
+        """The prepared sample in its file, mapped into memory; None if there is none that can be read."""
         path = self.files[index]
         if path.is_file():
             try:
                 return unpacked(torch.load(path, weights_only=True, mmap=True))
             except Exception as error:  # torch names no set of errors for a broken file
                 logger.warning("a cached case cannot be read (%s) and is prepared again", type(error).__name__)
+        return None
+
+    def _made(self, index: int) -> dict[str, Any]:
+        """The prepared sample, written to its file, which appears whole."""
         prepared = self._prepared(self.data[index])
-        with aside(path) as temporary:
+        with aside(self.files[index]) as temporary:
             torch.save(packed(prepared), temporary)
         return prepared
 

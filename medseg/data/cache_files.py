@@ -17,7 +17,7 @@ from torch import Tensor
 from medseg.preprocessing import Grid
 from medseg.writing import aside
 
-FORMAT = 1  # of the files; part of their key
+FORMAT = 2  # of the files; part of their key
 CODE = ("*.py", "reading/**/*.py", "transforms/**/*.py", "data/**/*.py")  # of medseg: all that may prepare cases
 
 
@@ -74,6 +74,8 @@ def _packed(value: Any) -> Any:
     if isinstance(value, Tensor) and hasattr(value, "affine"):  # MONAI's MetaTensor
         # a clone, unlike a contiguous copy, keeps the order in memory that the preparation chose
         return {"tensor": value.as_subclass(Tensor).clone(), "affine": torch.as_tensor(value.affine)}
+    if isinstance(value, Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value  # a view would store it all
     if isinstance(value, Grid):
         arrays = {name: np.asarray(part).tolist() for name, part in vars(value).items()}
         return {"grid": arrays}

@@ -3,15 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from monai.transforms import (
-    ClassesToIndicesd,
-    Compose,
-    DeleteItemsd,
-    EnsureTyped,
-    RandCropByLabelClassesd,
-    SelectItemsd,
-    Transform,
-)
+from monai.transforms import Compose, EnsureTyped, Transform
 
 from medseg.crf import needs_scan
 from medseg.crf.rule import Rule
@@ -19,10 +11,9 @@ from medseg.preprocessing import ImageToGrid, ScanToGrid
 from medseg.reading import MaskCode
 from medseg.transforms.grid import PadToPatchd, ScanToGridd
 from medseg.transforms.partial import CLASSES_KEY, LowestClassd, Merger, MergeUnlabeledd
+from medseg.transforms.patches import CompactCased, CropByClassd, ImagePrecision
 from medseg.transforms.reading import ReadCased, expects_hu
 from medseg.transforms.slices import AxialSliced, RepeatEndSlicesd, SliceMajord
-
-COORDINATES_PER_CLASS = 20_000  # enough to sample evenly from; bounds the memory of a cached case
 
 
 def whole_cases(
@@ -55,6 +46,7 @@ def training_patches(
     partial_labels: Merger | None = None,
     masks: MaskCode | None = None,
     neighbors: int = 0,
+    image_precision: ImagePrecision = "float32",
 ) -> Compose:
     """Sample -> list of augmented patches `(C, *patch_size)` with labels `(1, *patch_size)`.
 
@@ -62,7 +54,7 @@ def training_patches(
     a class drawn by `class_ratios` (background first); a case without that class is sampled from its other classes.
     A two-element `patch_size` gives axial slices, with `neighbors` slices on each side as further channels. In cases
     that were annotated in part, `partial_labels` (a `medseg.data.PartialLabels`) says what the label becomes; a merged
-    value is drawn as its lowest class.
+    value is drawn as its lowest class. Cases are kept in `image_precision`, see `CompactCased`; patches are float32.
     """
     sliced = len(patch_size) == 2
     smallest = [*patch_size, 1] if sliced else list(patch_size)
@@ -70,7 +62,6 @@ def training_patches(
     keys = ("image", "label")
     merged = partial_labels.merged if partial_labels else {}
     classes_key = CLASSES_KEY if merged else "label"
-    indices_key = f"{classes_key}_cls_indices"
     return Compose(
         [
             ReadCased(channels, labels, ignore_label, masks, hu=expects_hu(scan_to_grid)),
@@ -80,19 +71,8 @@ def training_patches(
             *([RepeatEndSlicesd(neighbors, ignore_label)] if sliced and neighbors else []),
             *([SliceMajord(keys)] if sliced else []),
             *([LowestClassd(merged)] if merged else []),
-            ClassesToIndicesd(classes_key, num_classes=len(class_ratios), max_samples_per_class=COORDINATES_PER_CLASS),
-            SelectItemsd((*keys, indices_key)),
-            RandCropByLabelClassesd(
-                keys,
-                label_key="label",
-                spatial_size=crop,
-                ratios=list(class_ratios),
-                num_classes=len(class_ratios),
-                num_samples=patches_per_case,
-                indices_key=indices_key,
-                warn=False,
-            ),
-            DeleteItemsd(indices_key),
+            CompactCased(class_ratios, classes_key=classes_key, image_precision=image_precision),
+            CropByClassd(crop, class_ratios, count=patches_per_case),
             *([AxialSliced(neighbors)] if sliced else []),
             *augmentation,
             EnsureTyped(keys, dtype=(torch.float32, torch.uint8), track_meta=False),

@@ -38,7 +38,7 @@ def test_a_slice_lies_in_one_piece_in_a_cached_case(sample, tmp_path, neighbors)
     (file,) = (tmp_path / "cache").rglob("*.pt")
     mapped = torch.load(file, weights_only=True, mmap=True)
     for key in ("image", "label"):
-        stored = mapped[key]["tensor"]
+        stored = mapped[key]
         assert stored.shape == (1, 40, 36, 12 + 2 * neighbors)
         for number in range(stored.shape[-1]):
             assert stored[..., number].is_contiguous()
