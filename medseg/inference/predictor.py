@@ -19,7 +19,15 @@ from medseg.crf import ScanRule, clean_up
 from medseg.errors import DataError
 from medseg.inference.mirroring import FoldMean
 from medseg.inference.sliding_window import Precision, SliceBySlice, SlidingWindow
-from medseg.inference.tuning import Runner, Tuning, limit_gpu_memory, probed_batch_size, release
+from medseg.inference.tuning import (
+    Runner,
+    Tuning,
+    blend_device,
+    limit_gpu_memory,
+    probed_batch_size,
+    release,
+    slab_mb,
+)
 from medseg.memory import keep_freed_memory
 from medseg.preprocessing import Grid, ImageToGrid, ScanToGrid
 from medseg.reading import Scan
@@ -106,7 +114,7 @@ class Predictor:
         self.network = (fold_mean(network, folds) if folds else network).to(device).eval()
         self.runner = Runner(self.network, layout=self.tuning.layout, compile=self.tuning.compile)
         self._batch_size = self.tuning.batch_size
-        self._blend_on_cpu = self.tuning.blend_on == "cpu"
+        self._blend_on_cpu = False
         self._strips = 1
 
     @classmethod
@@ -180,8 +188,10 @@ class Predictor:
         if self._batch_size is None:
             self._batch_size = self._probed_batch_size(self.inferer.window, image)
         inferer = self.inferer.changed(batch_size=self._batch_size)
-        if not self._blend_on_cpu:
-            image = image.to(self.device)
+        needed_mb = 0.0
+        if isinstance(inferer, SlidingWindow):
+            needed_mb = slab_mb(grid.shape, inferer.patch_size, len(self.labels), inferer.slab_axis(grid.shape))
+        image = image.to("cpu" if self._blend_on_cpu else blend_device(self.tuning, self.device, needed_mb))
         return self.to_label.from_tiles(self._tiles(image, grid, inferer), grid, probabilities=probabilities)
 
     def finish(self, label: Labels, scans: Sequence[Scan]) -> tuple[Labels, tuple[str, ...]]:

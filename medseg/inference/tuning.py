@@ -24,6 +24,7 @@ TRIALS: tuple[Layout, ...] = (
 CLEARLY = 0.95  # of the time: less than that must be gained, or the choice would follow the noise
 SMALL_WINDOW = 2**16  # voxels: on a CPU, larger ones gain nothing from batches
 LARGEST_BATCH = 16
+BLENDING_SHARE = 0.5  # of a GPU's memory; the rest is for the network
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,27 @@ def slab_mb(shape: Sequence[int], patch_size: Sequence[int], channels: int, axis
     for own, (size, patch) in enumerate(zip(shape, patch_size, strict=True)):
         voxels *= patch if own == axis else max(size, patch)
     return 4 * (channels + 1) * voxels / 2**20  # and one for the weights
+
+
+def blend_device(tuning: Tuning, device: str, needed_mb: float) -> str:
+    """Where to blend windows: on the network's device, or on the CPU where the sums would crowd the network out.
+
+    Args:
+        tuning: what has been chosen.
+        device: the network's.
+        needed_mb: for the sums, as of `slab_mb`.
+    """
+    if tuning.blend_on == "cpu" or not device.startswith("cuda"):
+        return "cpu" if tuning.blend_on == "cpu" else device
+    if tuning.blend_on == "device":
+        return device
+    return device if needed_mb < BLENDING_SHARE * _gpu_mb(tuning, device) else "cpu"
+
+
+def _gpu_mb(tuning: Tuning, device: str) -> float:
+    if tuning.gpu_memory_gb is not None:
+        return tuning.gpu_memory_gb * 1e9 / 2**20
+    return torch.cuda.mem_get_info(device)[0] / 2**20
 
 
 def limit_gpu_memory(gigabytes: float, device: str) -> None:

@@ -1,8 +1,10 @@
+import shutil
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from medseg.inference.tuning import Runner, Tuning, limit_gpu_memory, probed_batch_size, release, slab_mb
+from medseg.inference.tuning import Runner, Tuning, blend_device, limit_gpu_memory, probed_batch_size, release, slab_mb
 
 
 class Clock:
@@ -135,6 +137,35 @@ def test_large_windows_are_not_tried_in_batches_on_a_cpu() -> None:
 def test_memory_of_a_slab_is_that_of_its_sums_and_weights() -> None:
     assert slab_mb((273, 273, 400), (96, 96, 96), 14, 2) == 15 * 273 * 273 * 96 * 4 / 2**20
     assert slab_mb((10, 273, 400), (96, 96, 96), 3, 0) == 4 * 96 * 273 * 400 * 4 / 2**20
+
+
+@pytest.mark.parametrize(
+    ("tuning", "device", "needed_mb", "expected"),
+    [
+        (Tuning(), "cpu", 1e6, "cpu"),
+        (Tuning(blend_on="cpu"), "cuda:1", 1, "cpu"),
+        (Tuning(blend_on="device"), "cuda:1", 1e6, "cuda:1"),
+        (Tuning(), "cuda:1", 400, "cuda:1"),  # 1000 MB are free
+        (Tuning(), "cuda:1", 600, "cpu"),
+        (Tuning(gpu_memory_gb=2), "cuda:1", 900, "cuda:1"),
+        (Tuning(gpu_memory_gb=0.5), "cuda:1", 400, "cpu"),
+    ],
+)
+def test_windows_are_blended_where_the_sums_find_room(
+    tuning: Tuning, device: str, needed_mb: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 * 2**20, 8000 * 2**20))
+    assert blend_device(tuning, device, needed_mb) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_network_answers_the_same() -> None:
+    network, windows = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.ReLU()).eval(), torch.randn(1, 1, 8, 9, 7)
+    with torch.inference_mode():
+        runner = Runner(network, compile=True)
+        assert runner.trials == []
+        torch.testing.assert_close(runner(windows), network(windows))
 
 
 def test_tuning_leaves_the_choices_to_a_probe() -> None:
