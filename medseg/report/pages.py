@@ -142,8 +142,8 @@ def write_case_page(path: Path, about: About, row: Row, lesions: Sequence[Row], 
         {"number": lesion["lesion"], "cells": [_shown(lesion.get(name), LESION_TITLES[name][1]) for name in columns]}
         for lesion in lesions[:MOST_LESIONS]
     ]
-    page = _template("case.html.j2").render(
-        style=Markup(_style()),
+    page = page_template("case.html.j2").render(
+        style=Markup(page_style()),
         case_id=row["case_id"],
         index_link="../" * (str(row["case_id"]).count("/") + 1) + "index.html",
         notice=about.notice,
@@ -192,8 +192,8 @@ def write_index(path: Path, about: About, rows: Sequence[Row], *, running: bool 
     kinds = ["case", "text", "text", "text", *["number"] * len(numbers)]
     columns = [("case", False), ("status", False), ("please look", False), ("message", False)]
     columns += [(title, True) for title in titles]
-    page = _template("index.html.j2").render(
-        style=Markup(_style()),
+    page = page_template("index.html.j2").render(
+        style=Markup(page_style()),
         counts=", ".join(said),
         notice=about.notice,
         model=about.model,
@@ -283,12 +283,14 @@ def _json(content: Any) -> Markup:
 
 
 @cache
-def _style() -> str:
+def page_style() -> str:
+    """What every page looks like, as CSS."""
     return files("medseg.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
+def page_template(name: str) -> jinja2.Template:
+    """A page's template; what is put into it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medseg.report"),
         autoescape=True,
