@@ -121,6 +121,7 @@ def written_job(settings: argparse.Namespace, work: Path) -> dict[str, Any]:
     path = scans / "case.nii.gz"
     scan = read_scan(settings.scan) if settings.scan else upsampled_phantom()
     write_nifti(scan.voxels, scan.affine, path)
+    scan = read_scan(path)  # NIfTI keeps the affine in float32, which may move the box by a voxel
     window = bundle.build("intensity")
     to_grid = ScanToGrid(spacing_mm=SPACING_MM, intensity=window, antialias=False, body_only=True)
     _, grid = to_grid([scan])

@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from medseg.body import body_box, opened
 from medseg.geometry import spacing_mm
+from medseg.grid import turned
+from medseg.inference import SlidingWindow
+from medseg.postprocessing import logits_to_label
 from medseg.preprocessing import ScanToGrid, Window
-from medseg.reading import Scan
+from medseg.reading import Scan, read_scan
 from medseg.resampling import BLOCK
 
 SPACING_MM = (2.0, 2.5, 4.0)
@@ -137,3 +143,33 @@ def test_a_scan_voxel_is_covered_if_its_nearest_working_voxel_is_in_the_box() ->
         nearest = np.rint(np.arange(grid.turned_shape[axis]) / grid.scale[axis]).clip(max=whole.shape[axis] - 1)
         inside = (nearest >= grid.start[axis]) & (nearest < grid.start[axis] + grid.shape[axis])
         assert np.array_equal(np.flatnonzero(inside), np.arange(side.start, side.stop))
+
+
+def soft_tissue(image: torch.Tensor) -> torch.Tensor:
+    """Logits of two classes from each voxel alone: what a window shows does not depend on where it lies."""
+    return torch.cat([0.25 - image, image - 0.25], dim=1)  # -25 HU, between fat and muscle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("series", ["dicom_ct_hcc048/HCC048_portal_venous", "dicom_ct_crlm1004/image"])
+def test_real_cts_take_half_the_windows_and_keep_their_masks_inside_the_body(series: str, shared_data: Path) -> None:
+    scan = read_scan(shared_data / series)
+    seen, labels, boxes = [], [], []
+    for body_only in (True, False):
+        to_grid = ScanToGrid(spacing_mm=(1.5, 1.5, 1.5), intensity=Window(-100, 200), body_only=body_only)
+        image, grid = to_grid([scan])
+        count = 0
+
+        def network(windows: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += len(windows)
+            return soft_tissue(windows)
+
+        with torch.inference_mode():
+            logits = SlidingWindow((96, 96, 96), overlap=0.5)(image[None], network)
+        labels.append(turned(logits_to_label(logits[0], grid), grid))
+        seen.append(count)
+        boxes.append(grid.covered)
+    assert 2 * seen[0] <= seen[1]
+    inside, whole = (label[boxes[0]] for label in labels)
+    assert 2 * (inside & whole).sum() / (inside.sum() + whole.sum()) >= 0.999
