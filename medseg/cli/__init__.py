@@ -11,7 +11,7 @@ import typer
 
 from medseg import __version__
 
-from medseg.cli import training, inspect, predict, status, open, phantom, runs, bundles, precision, machine  # isort: skip (the order of --help)
+from medseg.cli import training, inspect, predict, status, open, evaluate, compare, phantom, runs, bundles, precision, machine  # isort: skip (the order of --help)
 from medseg.cli.common import UNEXPECTED, USAGE, app, one_line, say
 from medseg.errors import ConfigError, DataError
 from medseg.notices import NOT_A_DEVICE
@@ -19,6 +19,8 @@ from medseg.notices import NOT_A_DEVICE
 __all__ = [
     "app",
     "bundles",
+    "compare",
+    "evaluate",
     "inspect",
     "machine",
     "main",
