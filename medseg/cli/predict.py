@@ -41,6 +41,12 @@ def predict(
     verify: Annotated[bool, typer.Option("--verify", help="Tell changes by every byte of scans and masks.")] = False,
     redo: Annotated[bool, typer.Option("--redo", help="Do all again where OUT has another model's masks.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failure.")] = False,
+    formats: Annotated[
+        str, typer.Option(metavar="seg,rtstruct,nrrd,stl", help="Further files of a case, for archives and viewers.")
+    ] = "",
+    instances: Annotated[bool, typer.Option("--instances", help="A mask of the lesions' numbers, too.")] = False,
+    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="A page a case, and index.html.")] = True,
+    parquet: Annotated[bool, typer.Option("--parquet", help="The tables as Parquet, too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON an event.")] = False,
 ) -> None:
@@ -54,13 +60,18 @@ def predict(
             raise ConfigError(f"--{name} is {value!r}; use {', '.join(known)}")
     try:
         from medseg.bundle import open_bundle
+        from medseg.formats.choice import parse_formats
         from medseg.inference.batch import FolderRun, Options
         from medseg.inference.cases import check_out, list_cases
         from medseg.inference.identity import open_key, write_key_table
+        from medseg.inference.messages import Extras
         from medseg.inference.run_file import write_run
+        from medseg.inference.tables import check_parquet
         from medseg.models import chosen_model
 
         check_out(scans, out)
+        if parquet:
+            check_parquet()
         bundle = open_bundle(chosen_model(model))
         with _writing_out():
             key = b"dry run" if dry_run and not out.is_dir() else open_key(out)
@@ -85,6 +96,8 @@ def predict(
             strict=strict,
             limit=limit,
             isolate=os.environ.get("MEDSEG_IN_PROCESS") != "1",
+            extras=Extras(pages=pages, formats=parse_formats(formats), instances=instances),
+            parquet=parquet,
             root=scans if scans.is_dir() else scans.parent,
         )
         with _writing_out():

@@ -14,7 +14,7 @@ from medseg.errors import ConfigError
 from medseg.inference.cases import Case
 from medseg.inference.faults import NOBODYS, Cause, Failure, cause_of, one_line, what_to_do
 from medseg.inference.ledger import Ledger
-from medseg.inference.messages import Result, Row, Setup
+from medseg.inference.messages import NO_EXTRAS, Extras, Result, Row, Setup
 from medseg.inference.settings import RunSettings
 from medseg.inference.supervisor import Stop, Supervisor
 from medseg.inference.tables import MASK_ENDING, Tables, report_columns
@@ -45,6 +45,8 @@ class Options:
         isolate: do the cases in a process of their own, which is replaced when it dies, with stages that overlap.
         patience_s: how long that process may work on a stage without a word.
         root: folder of all scans, whose loss is no case's fault.
+        extras: what a case gets beside its mask and its row; a case that lacks some of it is done again.
+        parquet: write the tables as Parquet files too.
         hook: see `medseg.inference.messages.Setup`.
     """
 
@@ -58,6 +60,8 @@ class Options:
     isolate: bool = False
     patience_s: float = 7200.0
     root: Path | None = None
+    extras: Extras = NO_EXTRAS
+    parquet: bool = False
     hook: str = ""
 
 
@@ -167,7 +171,8 @@ class FolderRun:
         self._held: list[tuple[Case, Row]] = []  # failures that may turn out not to be the case's fault
         self._put_off: list[Cause] = []
         self._elsewhere: set[str] = set()  # cases that another process was faster with
-        self._tables = Tables(out, bundle, cases)
+        listed = self.told if self.options.extras.pages else None
+        self._tables = Tables(out, bundle, cases, told=listed, parquet=self.options.parquet)
         self._on_row: Callable[[Row], None] | None = None
         self._supervisor = Supervisor(
             self._make_worker, self, strict=self.options.strict, patience_s=self.options.patience_s
@@ -271,6 +276,9 @@ class FolderRun:
         decision = self.ledger.decide(case, verify=self.options.verify, retry_failed=self.options.retry_failed)
         if decision.action == "do":
             return True
+        made = str((decision.row or {}).get("extras", "")).split(",")
+        if decision.action == "done" and not self.options.extras.names <= set(made):
+            return True
         self.failed_before += decision.action == "failed"
         status = {"status": STATUSES[decision.action]}
         if decision.action == "busy":
@@ -313,6 +321,8 @@ class FolderRun:
             precision=self.options.precision,
             mirroring=self.options.mirroring,
             root=self.options.root,
+            extras=self.options.extras,
+            model=self.told["model"],
             hook=self.options.hook,
         )
         return WorkerProcess(setup) if self.options.isolate else InProcess(setup)

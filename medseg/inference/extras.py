@@ -1,7 +1,7 @@
 """What a case gets beside its mask and its row: flags, a page, lesion numbers as a mask, files of other formats."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,51 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
-from medseg.formats import Format, Structures, write_formats
+from medseg.formats import Structures, write_formats, write_label_tables
 from medseg.geometry import connected_lesions
 from medseg.inference.cases import Case
-from medseg.inference.messages import Row
+from medseg.inference.messages import Extras, Row
+from medseg.inference.tables import about_pages
 from medseg.reading import Scan
 from medseg.report.flags import FlagRules, flags_of
-from medseg.report.pages import About, draw_case, page_path, write_case_page
+from medseg.report.pages import draw_case, page_path, write_case_page
 from medseg.writing import write_nifti
 
+logger = logging.getLogger(__name__)
+
 INSTANCES_ENDING = "_instances.nii.gz"
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What is asked for.
-
-    Attributes:
-        pages: a page a case, and a list of all cases.
-        formats: files beside the NIfTI mask.
-        instances: a mask whose values are the lesions' numbers.
-    """
-
-    pages: bool = False
-    formats: tuple[Format, ...] = ()
-    instances: bool = False
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Short names, to see later whether a case has all that is asked for."""
-        return frozenset(
-            [*self.formats, *(["pages"] if self.pages else []), *(["instances"] if self.instances else [])]
-        )
-
-
-def about_pages(bundle: Bundle, model: str, precision: str) -> About:
-    """What all pages of a folder share.
-
-    Args:
-        bundle: the model.
-        model: its name and version, as in the report.
-        precision: of the network.
-    """
-    intensity = bundle.build("intensity") if bundle.modality == "CT" else None
-    window = None if intensity is None else (float(intensity.low_hu), float(intensity.high_hu))
-    return About(model, precision, bundle.synthetic, bundle.regions, bundle.lesion_region, bundle.unit, window)
 
 
 class CaseExtras:
@@ -73,8 +41,14 @@ class CaseExtras:
     def __init__(self, bundle: Bundle, out: Path, extras: Extras, *, model: str, precision: str) -> None:
         self.bundle, self.out, self.extras = bundle, out, extras
         self.rules = FlagRules.read(bundle.flags, bundle.regions)
-        self.about = about_pages(bundle, model, precision)
+        window = None
+        if bundle.modality == "CT":
+            intensity = bundle.build("intensity")
+            window = (float(intensity.low_hu), float(intensity.high_hu))
+        self.about = about_pages(bundle, model=model, precision=precision, window=window)
         self.structures = Structures(bundle.labels, bundle.regions, bundle.name, bundle.version)
+        if bundle.unit == "mm":
+            write_label_tables(out, self.structures)
 
     def flags(self, label: NDArray[Any], raw: NDArray[Any], affine: NDArray[np.float64]) -> list[str]:
         """What a person should look at in a case; see `medseg.report.flags`. Images in pixels have no flags."""
@@ -119,9 +93,13 @@ class CaseExtras:
                 structures=self.structures,
             )
         if self.extras.pages:
-            drawn = draw_case(scan.voxels, label, scan.affine, self.about, lesions=numbers)
             shown = row | {"case_id": case.case_id, "warnings": [*row["warnings"], *warnings]}
-            write_case_page(page_path(self.out, case.case_id), self.about, shown, lesions, drawn)
+            try:
+                drawn = draw_case(scan.voxels, label, scan.affine, self.about, lesions=numbers)
+                write_case_page(page_path(self.out, case.case_id), self.about, shown, lesions, drawn)
+            except (ValueError, TypeError, IndexError) as error:  # a picture must not cost a mask
+                logger.warning("no page of a case", exc_info=True)
+                warnings.append(f"no page: it could not be drawn ({type(error).__name__})")
         return warnings
 
 

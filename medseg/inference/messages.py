@@ -8,10 +8,35 @@ from medseg.bundle import Bundle
 from medseg.inference.faults import Failure
 
 if TYPE_CHECKING:
+    from medseg.formats import Format
     from medseg.inference.sliding_window import Precision
 
 Row = dict[str, Any]
 Stage = Literal["read", "network", "write"]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a case gets beside its mask and its row.
+
+    Attributes:
+        pages: a page a case, and a list of all cases.
+        formats: files beside the NIfTI mask.
+        instances: a mask whose values are the lesions' numbers.
+    """
+
+    pages: bool = False
+    formats: "tuple[Format, ...]" = ()
+    instances: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Short names, to see later whether a case has all that is asked for."""
+        asked = {"pages": self.pages, "instances": self.instances}
+        return frozenset([*self.formats, *(name for name, wanted in asked.items() if wanted)])
+
+
+NO_EXTRAS = Extras()
 
 
 @dataclass(frozen=True)
@@ -25,6 +50,8 @@ class Setup:
         precision: of the network, in place of the bundle's.
         mirroring: average over mirrored windows.
         root: folder of all scans, whose loss is no case's fault.
+        extras: what else a case gets.
+        model: name and version, as pages tell them.
         hook: `module:function` of a test, called before each step of each case, to make it fail.
     """
 
@@ -34,6 +61,8 @@ class Setup:
     precision: "Precision | None" = None
     mirroring: bool = False
     root: Path | None = None
+    extras: Extras = NO_EXTRAS
+    model: str = ""
     hook: str = ""
 
 

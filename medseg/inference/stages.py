@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medseg.inference.cases import Case
 from medseg.inference.estimates import needs_of_scans
+from medseg.inference.extras import CaseExtras
 from medseg.inference.faults import Failure, Step, cause_of, failure_of
 from medseg.inference.messages import Result, Row, Setup
 from medseg.inference.tables import mask_path
@@ -83,6 +84,8 @@ class Stages:
         self.predictor, self.bundle, self.out, self.root = predictor, setup.bundle, setup.out, setup.root
         self.device, self.check_disk, self.hook = device, check_disk, hook
         self._training_range = setup.bundle.metadata.get("training_range")
+        precision = setup.precision or setup.bundle.precision
+        self.extras = CaseExtras(setup.bundle, setup.out, setup.extras, model=setup.model, precision=precision)
 
     def read(self, job: Job) -> None:
         """Voxels of all channels, prepared for the network."""
@@ -128,6 +131,9 @@ class Stages:
         label, notes = self.predictor.finish(job.label, job.scans)
         self._begin(job, "measure")
         measured, lesions = self._measure(label, job.scans[0])
+        flags = self.extras.flags(label, job.label, job.scans[0].affine)
+        told: Row = {"flags": flags, "warnings": job.warnings, "notes": [*job.notes, *notes], **measured}
+        job.warnings += self.extras.write(job.case, job.scans[0], label, row=told, lesions=lesions)
         self._begin(job, "write")  # last: a mask that is there is soon recorded
         target = mask_path(self.out, job.case, self.bundle)
         if self.bundle.unit == "px":
@@ -138,11 +144,13 @@ class Stages:
         row: Row = {
             "status": "done",
             "message": "",
+            "flags": "; ".join(flags),
             "warnings": "; ".join(job.warnings),
             "notes": "; ".join([*job.notes, *notes]),
             **measured,
             "seconds": round(job.seconds, 2),
             "peak_memory_mb": self.peak_memory_mb(),
+            "extras": ",".join(sorted(self.extras.extras.names)),
         }
         job.result = Result(row, lesions, tuple(scan.sha256 for scan in job.scans), target)
         job.scans, job.label = (), None

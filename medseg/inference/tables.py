@@ -1,15 +1,23 @@
 """Where results go: names of masks, columns of `report.csv` and `lesions.csv`, and when the tables are written."""
 
+import importlib.util
+import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg.bundle import Bundle
+from medseg.errors import ConfigError
 from medseg.inference.cases import Case
 from medseg.inference.messages import Row
 from medseg.reading import Unit
 from medseg.report.measurements import organ_of, without_lesions, write_csv
+from medseg.writing import aside
+
+if TYPE_CHECKING:
+    from medseg.report.pages import About
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +30,7 @@ LESION_COLUMNS = {
 }
 MASK_ENDING = {"mm": "_seg.nii.gz", "px": "_seg.png"}
 SHORTEST_S = 5.0  # between two writings of the tables while cases are being done
+LIST_EVERY_S = 60.0  # the list of cases is read by people
 COST_SHARE = 0.05  # of the time may go into tables, however many rows they have
 
 
@@ -43,7 +52,7 @@ def report_columns(
     size = "ml" if unit == "mm" else "px"
     organ = organ_of(regions, lesion_region) if unit == "mm" else None
     return [
-        *("case_id", "status", "message", "warnings"),
+        *("case_id", "status", "message", "flags", "warnings"),
         *(f"{region}_{size}" for region in regions),
         *([f"{without_lesions(organ, lesion_region)}_ml"] if organ and lesion_region else []),
         *("lesion_count", f"longest_diameter_{unit}", "notes"),
@@ -51,21 +60,50 @@ def report_columns(
     ]
 
 
+def about_pages(bundle: Bundle, *, model: str, precision: str, window: tuple[float, float] | None = None) -> "About":
+    """What all pages of a folder share; see `medseg.report.pages`."""
+    from medseg.report.pages import About  # Pillow and jinja2, for those who have pages
+
+    return About(model, precision, bundle.synthetic, bundle.regions, bundle.lesion_region, bundle.unit, window)
+
+
+def check_parquet() -> None:
+    """Refuse Parquet files where what writes them is not installed.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError("--parquet needs pyarrow: pip install 'medseg[parquet]'")
+
+
 class Tables:
-    """`report.csv` and `lesions.csv` of OUT, written whole at most every few seconds.
+    """`report.csv`, `report.json`, `lesions.csv` and `index.html` of OUT, written whole at most every few seconds.
 
     Args:
         out: the folder.
         bundle: the model, for the columns.
         cases: whose further columns the report carries.
+        told: model and precision, as each row tells them; with them the list of cases is written, at most once a
+            minute.
+        parquet: write `report.parquet` and `lesions.parquet` too, at the end.
     """
 
-    def __init__(self, out: Path, bundle: Bundle, cases: Iterable[Case] = ()) -> None:
+    def __init__(
+        self,
+        out: Path,
+        bundle: Bundle,
+        cases: Iterable[Case] = (),
+        *,
+        told: Mapping[str, str] | None = None,
+        parquet: bool = False,
+    ) -> None:
         self.out, self.bundle = out, bundle
         own = report_columns(bundle.regions, bundle.unit, lesion_region=bundle.lesion_region)
         further = {column: None for case in cases for column in case.extra if column not in own}
         self.columns = [*own, *further]
-        self._next = 0.0
+        self.told, self.parquet = told, parquet
+        self._next = self._next_list = 0.0
 
     def write_now_and_then(self, rows: Iterable[Row], lesions: Iterable[Row]) -> None:
         """Write if the last time was long enough ago; a file that cannot be written now is written the next time."""
@@ -73,19 +111,68 @@ class Tables:
         if started < self._next:
             return
         try:
-            self.write(rows, lesions)
+            self.write(rows, lesions, running=True)
         except OSError as error:  # a spreadsheet holds the file on Windows
             logger.warning("report.csv cannot be written now (%s); close it", type(error).__name__)
         ended = time.monotonic()
         self._next = ended + max(SHORTEST_S, (ended - started) / COST_SHARE)
 
-    def write(self, rows: Iterable[Row], lesions: Iterable[Row]) -> None:
-        """Write both tables; `lesions.csv` only for a model that seeks lesions.
+    def write(self, rows: Iterable[Row], lesions: Iterable[Row], *, running: bool = False) -> None:
+        """Write the tables; `lesions.csv` only for a model that seeks lesions.
+
+        Args:
+            rows: of all cases.
+            lesions: of all cases.
+            running: whether more is to come; the list of cases is then written at most once a minute.
 
         Raises:
             OSError: if one cannot be written.
         """
         known = [{column: row[column] for column in self.columns if column in row} for row in rows]
+        found = list(lesions)
         write_csv(self.out / "report.csv", known, self.columns)
         if self.bundle.lesion_region:
-            write_csv(self.out / "lesions.csv", list(lesions), LESION_COLUMNS[self.bundle.unit])
+            write_csv(self.out / "lesions.csv", found, LESION_COLUMNS[self.bundle.unit])
+        self._write_json(known, found)
+        if self.told is not None and not (running and time.monotonic() < self._next_list):
+            self._write_list(known, running=running)
+            self._next_list = time.monotonic() + LIST_EVERY_S
+        if self.parquet and not running:
+            self._write_parquet(known, found)
+
+    def _write_json(self, rows: Iterable[Row], lesions: Iterable[Row]) -> None:
+        """`report.json`: each row of the report with its lesions."""
+        of_case: dict[str, list[Row]] = {}
+        for lesion in lesions:
+            rest = {key: value for key, value in lesion.items() if key != "case_id"}
+            of_case.setdefault(lesion["case_id"], []).append(rest)
+        content = {
+            "notice": self.bundle.notice,
+            "cases": [{**row, "lesions": of_case.get(row["case_id"], [])} for row in rows],
+        }
+        with aside(self.out / "report.json") as temporary:
+            temporary.write_text(json.dumps(content, default=str) + "\n", encoding="utf-8")
+
+    def _write_list(self, rows: Sequence[Row], *, running: bool) -> None:
+        from medseg.report.pages import write_index
+
+        told = self.told or {}
+        about = about_pages(self.bundle, model=told["model"], precision=told["precision"])
+        write_index(self.out / "index.html", about, rows, running=running)
+
+    def _write_parquet(self, rows: Sequence[Row], lesions: Sequence[Row]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {"report": self.columns, "lesions": list(LESION_COLUMNS[self.bundle.unit])}
+        for name, table in (("report", rows), ("lesions", lesions)):
+            if name == "lesions" and not self.bundle.lesion_region:
+                continue
+            values = {column: [_known(row.get(column)) for row in table] for column in columns[name]}
+            with aside(self.out / f"{name}.parquet") as temporary:
+                pyarrow.parquet.write_table(pyarrow.table(values), temporary)
+
+
+def _known(value: object) -> object:
+    """A cell of a Parquet file, where what is not known is null in a column of any type."""
+    return None if value == "" else value
