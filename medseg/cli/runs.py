@@ -1,8 +1,12 @@
 """`medseg ui` and `medseg runs`."""
 
+import csv
+import json
 import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,8 +29,70 @@ def ui(
     raise typer.Exit(serve_ui(runs, port=port, open_browser=browser, on_ready=say))
 
 
-runs_app = typer.Typer(help="Runs that trainings recorded.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
+
+MOST_FIGURES, LONGEST = 4, 60  # columns of a terminal, letters of a cell
+PIPE_WIDTH = 160  # a file has no edge to wrap at
+
+
+@runs_app.callback(invoke_without_command=True)
+def list_runs(
+    context: typer.Context,
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only such runs, as 'liver_dice>0.9' or status=FINISHED; may be repeated.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="By a column, figure or setting; newest first without.")] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="Largest first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known of each, for programs.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="The same as a table.")] = False,
+) -> None:
+    """List runs, one a line.
+
+    A run whose process is gone without a word is STALE. `medseg runs import` brings runs from elsewhere.
+    """
+    if context.invoked_subcommand:
+        return
+    from medseg import review
+
+    rows = review.list_rows(runs, where=where or (), sort=sort, descending=descending)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    elif as_csv:
+        writer = csv.DictWriter(
+            sys.stdout, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        _print_rows(rows)
+
+
+def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from medseg import review
+
+    figures = review.figures_of(rows)[:MOST_FIGURES]
+    narrow = [Column(name, no_wrap=True) for name in ("run id", "status", "started", "minutes", *figures)]
+    table = Table(Column("run", overflow="fold", min_width=24), *narrow, Column("overrides", no_wrap=True))
+    for row in rows:
+        values = [review.value_of(row, figure) for figure in figures]
+        shown = ["" if value is None else f"{float(value):.3f}" for value in values]
+        texts = [str(row[name] or "") for name in ("status", "started", "minutes")]
+        table.add_row(row["name"], row["run_id"][:8], *texts, *shown, _cut(row["overrides"] or ""))
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    stale = [row["name"] for row in rows if row["status"] == "STALE"]
+    if stale:
+        say(f"stale, nobody writes them any more (the next launch closes them as KILLED): {', '.join(stale)}")
+    if not rows:
+        say("no runs")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 @runs_app.command("import")
