@@ -116,6 +116,7 @@ def predict(
                 to_do=len(run.todo),
                 device=device,
                 paths={str(scans): "SCANS", str(out): "OUT", model: "MODEL"},
+                bundle=bundle,
             )
         outcome = _do(run, as_json=as_json)
     except KeyboardInterrupt:

@@ -10,12 +10,15 @@ from os.path import normpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from medseg import __version__
+from medseg import __version__, data_half
+from medseg.bundle import Bundle
 from medseg.inference.cases import Case
 from medseg.inference.settings import RunSettings
 from medseg.writing import aside
 
 RUN_FILE = "run.json"
+JUDGED_BY = ("labels", "regions", "lesion_region", "ignore_label", "intensity")
+MASK_SETTINGS = ("mask_values", "mask_colors", "mask_threshold")  # of references that are images
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "pillow", "connected-components-3d", "monai")
 
 
@@ -28,6 +31,7 @@ def write_run(
     to_do: int,
     device: str,
     paths: Mapping[str, str] | None = None,
+    bundle: Bundle | None = None,
 ) -> None:
     """Write that a run begins; `end_run` completes it.
 
@@ -39,11 +43,13 @@ def write_run(
         to_do: how many of them are not done already.
         device: where the network runs.
         paths: words of the command that name places here -> what is written instead, such as "SCANS".
+        bundle: the model; what its label values mean is written, so that the masks can be judged without it.
     """
     skipped, refused = (sum(bool(getattr(case, why)) for case in cases) for why in ("skipped", "problem"))
     content = {
         "command": ["medseg", *shown(command, paths or {})],
         "settings": settings.as_json(),
+        **({"judgment": judged_by(bundle)} if bundle else {}),
         "device": device,
         "cases": {"all": len(cases), "to_do": to_do, "skipped": skipped, "refused": refused},
         "versions": versions(),
@@ -53,6 +59,13 @@ def write_run(
         "result": None,
     }
     _write(out, content)
+
+
+def judged_by(bundle: Bundle) -> dict[str, Any]:
+    """What `medseg evaluate` has to know of a model to judge its masks, by the names of a recipe."""
+    known = {id: data_half.literal(bundle.recipe, id) for id in JUDGED_BY if id in bundle.recipe}
+    masks = {id: bundle.recipe[id] for id in MASK_SETTINGS if bundle.recipe.get(id) is not None}
+    return {**known, **masks, "unit": bundle.unit}
 
 
 def end_run(out: Path, counts: Mapping[str, int], *, stopped: str = "") -> None:
