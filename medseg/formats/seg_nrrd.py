@@ -50,7 +50,7 @@ def write_seg_nrrd(
         image.SetMetaData(key, value)
     with aside(target) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
-        written = sitk.GetArrayViewFromImage(sitk.ReadImage(str(temporary)))  # WriteImage says nothing of a full disk
+        written = sitk.GetArrayFromImage(sitk.ReadImage(str(temporary)))  # WriteImage says nothing of a full disk
         if not np.array_equal(written, label.T):
             raise DataError(f"{target.name}: reads back differently than written; check the disk, then run it again")
 

@@ -34,8 +34,9 @@ def some_label():
     return label
 
 
-def test_a_seg_nrrd_has_voxels_grid_names_colors_and_codes(tmp_path):
-    label = some_label()
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_seg_nrrd_has_voxels_grid_names_colors_and_codes(tmp_path, order):
+    label = some_label().copy(order=order)
     write_seg_nrrd(label, OBLIQUE, label_segments(LABELS, REGIONS), tmp_path / "a.seg.nrrd")
     image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, label)
