@@ -1,18 +1,15 @@
 """Whether the process that writes a run still lives: the sign it gives, and how others read it."""
 
-import hashlib
 import json
 import logging
 import os
-import platform
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from medseg.errors import ConfigError
+from medseg.liveness import runs, this_host, this_process
 from medseg.tracking.journal import FOLDER
 from medseg.writing import aside
 
@@ -21,7 +18,6 @@ logger = logging.getLogger(__name__)
 BEAT_S = 60.0  # the sign is renewed this often
 MISSED_S = 600.0  # a process of another machine without a sign for this long is dead
 WATCH_S = 150.0  # so long a resume watches for a sign from another machine, whose clock may be wrong
-SAME_START_S = 2.0  # clocks are set, and start times with them
 
 
 def sign(folder: Path) -> Path:
@@ -31,9 +27,10 @@ def sign(folder: Path) -> Path:
 
 def give_sign(folder: Path) -> None:
     """Write into a run folder that this process lives now."""
-    me = {"host": _host(), "pid": os.getpid(), "process_started": psutil.Process().create_time(), "beat": time.time()}
+    me = this_process()
+    content = {"host": me["host"], "pid": me["pid"], "process_started": me["started"], "beat": time.time()}
     with aside(sign(folder)) as temporary:
-        temporary.write_text(json.dumps(me), encoding="utf-8")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def take_sign(folder: Path) -> None:
@@ -51,7 +48,7 @@ def is_dead(folder: Path) -> bool:
     found = _read(folder)
     if not found:
         return True
-    if found["host"] == _host():
+    if found["host"] == this_host():
         return not _runs(found)
     return time.time() - found["beat"] > MISSED_S
 
@@ -65,7 +62,7 @@ def claim(folder: Path) -> None:
         ConfigError: if another process writes it.
     """
     found = _read(folder)
-    if found and found["host"] == _host():
+    if found and found["host"] == this_host():
         if found["pid"] != os.getpid() and _runs(found):
             raise ConfigError(f"run {folder.name} is being written by process {found['pid']}: wait for it, or end it")
     elif found and not is_dead(folder):
@@ -89,21 +86,4 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _runs(found: dict[str, Any]) -> bool:
-    try:
-        process = psutil.Process(found["pid"])
-        same = abs(process.create_time() - found["process_started"]) < SAME_START_S
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
-
-
-def _host() -> str:
-    """What tells machines, and containers on one machine, apart; a hash, for a machine's name is nobody's business."""
-    parts = [platform.node()]
-    with suppress(OSError):
-        parts.append(Path("/etc/machine-id").read_text(encoding="utf-8"))
-    with suppress(OSError):  # process numbers mean nothing in another container
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return hashlib.sha256("\n".join(["medseg", *parts]).encode()).hexdigest()[:16]
+    return runs({"pid": found["pid"], "started": found["process_started"]})

@@ -312,3 +312,10 @@ def test_full_disk_loses_no_record_and_leaves_whole_lines(runs_dir, run, monkeyp
     run.finish("FINISHED")
     kept = [row[:2] for row in stored(runs_dir, run.run_id)["metrics"]]
     assert kept == [("dice", 0.0), ("loss", 1.0), ("loss", 0.5)]
+
+
+def test_the_sign_is_judged_as_predict_judges_its_processes(runs_dir, run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(life, "runs", asked.append)  # None: no such process
+    assert mark_dead_runs(runs_dir) == [run.folder.name]
+    assert {process["pid"] for process in asked} == {os.getpid()}
