@@ -27,6 +27,7 @@ from medseg.preprocessing import Intensity, Window
 from medseg.reading import MaskCode, Scan, Unit, read_channels, read_label
 from medseg.report.pictures import curves_picture, image_picture, overlay_picture
 from workflows import distributed, recipe
+from workflows.card import write_card
 from workflows.experiment import Experiment
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,10 @@ class CaseTable(Metric):
         ranked = sorted(self._judged, key=itemgetter(0, 1))
         chosen = {"worst": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "best": ranked[-1]}
         return {which: (score, case_id, packed.unpack()) for which, (score, case_id, packed) in chosen.items()}
+
+    def predictions(self) -> dict[str, PackedLabels]:
+        """What was predicted, by case id."""
+        return {case_id: packed for _, case_id, packed in self._judged}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -270,14 +275,24 @@ def training_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> dict[
     }
 
 
-def evaluate(experiment: Experiment, evaluator: SupervisedEvaluator, network: nn.Module, model: str | None) -> None:
-    """Judge a trained model on the held-out cases of a data set.
+def evaluate(
+    experiment: Experiment,
+    evaluator: SupervisedEvaluator,
+    network: nn.Module,
+    model: str | None,
+    *,
+    table: CaseTable | None = None,
+    samples: Sequence[Sample] = (),
+) -> None:
+    """Judge a trained model on the held-out cases of a data set, and write the card that `medseg evaluate` writes.
 
     Args:
         experiment: the run, opened and closed here.
         evaluator: its network is `network`.
         network: gets the model's weights.
         model: bundle folder, run folder, zip or MLflow run id.
+        table: the evaluator's key metric, whose cases the card is of; no card without.
+        samples: these cases.
 
     Raises:
         ConfigError: without a model, or if it was trained with another data half than this recipe's.
@@ -285,7 +300,8 @@ def evaluate(experiment: Experiment, evaluator: SupervisedEvaluator, network: nn
     if model is None:
         raise ConfigError("Evaluation needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
     bundle = open_bundle(model, runs_dir=experiment.output_dir)
-    trained, asked = ({"activation": "softmax"} | data_half(r) for r in (bundle.recipe, recipe.merged_recipe()))
+    merged = recipe.merged_recipe()
+    trained, asked = ({"activation": "softmax"} | data_half(r) for r in (bundle.recipe, merged))
     different = sorted(id for id in trained.keys() | asked.keys() if trained.get(id) != asked.get(id))
     if different:
         raise ConfigError(
@@ -296,4 +312,7 @@ def evaluate(experiment: Experiment, evaluator: SupervisedEvaluator, network: nn
     experiment.synthetic = bundle.synthetic  # what the pictures say is about the model
     with experiment.running():
         evaluator.run()
+        if table is not None and experiment.records:
+            split = judged_split(experiment.cases)
+            write_card(experiment, table.predictions(), samples, bundle, recipe=merged, split=split)
         experiment.summarize()
