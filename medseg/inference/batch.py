@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["MASK_ENDING", "FolderRun", "Options", "Outcome", "predict_folder", "report_columns"]
 
 STATUSES = {"done": "done", "edited": "edited", "failed": "failed", "busy": "pending"}  # of a decision, in the report
+BUSY = "another process is at it"
+WAIT_FOR_IT = "see how far it is (medseg status OUT), and run the same command once it has ended"
+TAKE_OVERS = 3  # looks, once all else is done, for cases that another process has left undone
 
 
 @dataclass(frozen=True)
@@ -209,13 +212,27 @@ class FolderRun:
     def _do(self) -> tuple[Stop | None, bool]:
         try:
             stop = self._supervisor.run(self.todo)
+            for _ in range(TAKE_OVERS):
+                if stop is None and (freed := self._freed()):
+                    stop = self._supervisor.run(freed)
             if stop is None and self._put_off:
                 stop = Stop(self._put_off[-1], f"{len(self._put_off)} cases failed {what_to_do(self._put_off[-1])}")
+            if stop is None and self._elsewhere:
+                count = len(self._elsewhere)
+                cases = "1 case is" if count == 1 else f"{count} cases are"
+                stop = Stop(None, f"{cases} in the hands of another process; {WAIT_FOR_IT}")
             return stop, False
         except KeyboardInterrupt:
             return Stop(None, "interrupted"), True
         except OSError as error:  # of OUT: records cannot be written
             return _no_record(error), False
+
+    def _freed(self) -> list[Case]:
+        """Cases that another process had, and has given back undone or died with; they are this run's now."""
+        looked_at = [case for case in self.cases if case.case_id in self._elsewhere]
+        freed = [case for case in looked_at if self._is_to_do(case)]
+        self._elsewhere = {case.case_id for case in looked_at if self._rows[case.case_id].get("message") == BUSY}
+        return freed
 
     # What the supervisor tells
 
@@ -282,7 +299,9 @@ class FolderRun:
         self.failed_before += decision.action == "failed"
         status = {"status": STATUSES[decision.action]}
         if decision.action == "busy":
-            status["message"] = "another process is at it"
+            status["message"] = BUSY
+            if self.options.limit is None:
+                self._elsewhere.add(case.case_id)
         self._rows[case.case_id] = row | dict(decision.row or {}) | status | dict(case.extra)
         return False
 
@@ -302,8 +321,8 @@ class FolderRun:
         self._held = [held for held in self._held if held[0].case_id not in undone]
         try:
             self._settle()
+            self._freed()  # what others have done by now is in the report
             known = {row["case_id"]: row for row in self.ledger.rows()}
-            self._rows |= {case_id: known[case_id] for case_id in self._elsewhere if case_id in known}
             others = {case_id: row for case_id, row in known.items() if case_id not in self._rows}
             self._tables.write((self._rows | others).values(), self.ledger.lesions())
         except OSError as error:

@@ -79,6 +79,7 @@ class Supervisor:
         finally:
             if self._worker is not None:
                 self._worker.kill()
+                self._worker = None  # another call starts its own
         if stop is None and self.streak.cause in LASTING and len(self.streak.case_ids) > 1:
             return self._stop_for(self.streak.cause)
         return stop

@@ -174,6 +174,35 @@ def test_two_runs_on_one_folder_do_each_case_once(folder, bundle):
     assert statuses(outcome) == {"done": COUNT}
 
 
+def test_what_another_process_gives_back_undone_is_done_at_the_end(folder, bundle):
+    other = planned(folder, bundle)
+    held = other.todo[2:5]
+    assert all(other.claim(case) for case in held)
+    run = planned(folder, bundle)
+    assert len(run.todo) == COUNT - 3
+
+    def interrupt_the_other(row):
+        if row["case_id"] == "09":
+            for case in held:
+                other.ledger.release(case)
+
+    outcome = run.do(interrupt_the_other)
+    assert (statuses(outcome), outcome.stop) == ({"done": COUNT}, None)
+    assert [row["status"] for row in report(folder)] == ["done"] * COUNT
+
+
+def test_what_another_process_still_has_at_the_end_is_not_called_all_done(folder, bundle):
+    other = planned(folder, bundle)
+    assert other.claim(other.todo[2])
+    outcome = planned(folder, bundle).do()
+    assert statuses(outcome) == {"done": COUNT - 1, "pending": 1}
+    assert outcome.stop is not None
+    assert "1 case is in the hands of another process" in outcome.stop.message
+    assert "medseg status OUT" in outcome.stop.message
+    other.ledger.release(other.todo[2])
+    assert statuses(planned(folder, bundle).do()) == {"done": COUNT}
+
+
 def test_further_columns_of_a_table_of_cases_are_in_the_report(folder, bundle):
     table = folder / "cases.csv"
     rows = [["case_id", "path", "chosen", "site"], ["x", "scans/00.nii.gz", "yes", "North"]]
