@@ -274,7 +274,7 @@ def _subgroups(tables: Mapping[str, Any], judgment: Judgment) -> Iterator[dict[s
 
 
 def _readers(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for row in rows:
+    for row in sorted(rows, key=_region):  # the model beside the readers
         yield {
             **{key: row[key] for key in ("first", "second", "region", "n")},
             "dice": interval(row["dice"], 3),
@@ -282,6 +282,10 @@ def _readers(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             "hd95": interval(row["hd95"], 1),
             "icc": _number(row["icc"], 3),
         }
+
+
+def _region(row: Mapping[str, Any]) -> str:
+    return str(row["region"])
 
 
 def _worst(one: Worst, judgment: Judgment) -> dict[str, Any]:

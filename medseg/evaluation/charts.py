@@ -8,6 +8,7 @@ WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 40
 NAMES_WIDTH = 56  # to the right of the frame, for the names of levels
 TICKS = 5
+LETTER_HEIGHT = 11
 
 Chart = dict[str, Any]
 
@@ -48,6 +49,10 @@ def chart(
     def up(value: float) -> float:
         return round(y0 + (value - y_range[0]) / (y_range[1] - y_range[0]) * (y1 - y0), 1)
 
+    named: list[tuple[float, str]] = []
+    for y, name in levels:  # names on top of each other say nothing
+        apart = all(abs(up(y) - other) >= LETTER_HEIGHT for other, _ in named)
+        named.append((up(y), name if apart else ""))
     lowest, highest = max(x_range[0], y_range[0]), min(x_range[1], y_range[1])
     return {
         "title": title,
@@ -60,7 +65,7 @@ def chart(
         "y_ticks": [(up(value), f"{value:g}") for value in y_ticks],
         "points": [(across(x), up(y), name) for x, y, name in points],
         "line": " ".join(f"{across(x)},{up(y)}" for x, y in line),
-        "levels": [(up(y), name) for y, name in levels],
+        "levels": named,
         "diagonal": (across(lowest), up(lowest), across(highest), up(highest)) if diagonal else None,
         "bars": [],
     }
@@ -133,7 +138,7 @@ def bland_altman(name: str, unit: str, pairs: Sequence[tuple[str, float, float]]
     )
 
 
-LEVELS = (("limit_high", "+1.96 SD"), ("bias", "bias"), ("limit_low", "-1.96 SD"))
+LEVELS = (("bias", "bias"), ("limit_high", "+1.96 SD"), ("limit_low", "-1.96 SD"))
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:

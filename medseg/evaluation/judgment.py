@@ -24,6 +24,7 @@ class Judgment:
         ignore_label: reference value of voxels that are not judged.
         unit: of lengths; "px" for 2D images.
         window: intensities shown as black and white, of CT.
+        sigmoid: whether the model gives a probability a region, not a class.
         mask_settings: what `MaskCode` takes to read reference masks of images.
     """
 
@@ -33,6 +34,7 @@ class Judgment:
     ignore_label: int | None = None
     unit: Unit = "mm"
     window: tuple[float, float] | None = None
+    sigmoid: bool = False
     mask_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -43,7 +45,7 @@ class Judgment:
             ConfigError: if it names no labels or regions.
         """
         half = {id: data_half.literal(recipe, id) for id in ("labels", "regions")}
-        for id in ("lesion_region", "ignore_label", "intensity", "scan_to_grid"):
+        for id in ("lesion_region", "ignore_label", "intensity", "scan_to_grid", "activation"):
             if id in recipe:
                 half[id] = data_half.literal(recipe, id)
         intensity = half.get("intensity") or {}
@@ -56,6 +58,7 @@ class Judgment:
             ignore_label=half.get("ignore_label"),
             unit="px" if in_pixels else "mm",
             window=window,
+            sigmoid=half.get("activation") == "sigmoid",
             mask_settings={
                 argument: recipe[setting] for setting, argument in MASK_SETTINGS.items() if recipe.get(setting)
             },

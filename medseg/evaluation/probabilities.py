@@ -1,7 +1,7 @@
 """Probabilities that a model gave beside its masks, as arrays on disk."""
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ def read_probabilities(path: Path, judgment: Judgment, shape: Sequence[int]) -> 
     Raises:
         DataError: if it cannot be read, lies on another grid, has other channels, or is no probability.
     """
+    return of_regions(read_array(path, shape), judgment, path.name)
+
+
+def read_array(path: Path, shape: Sequence[int]) -> NDArray[Any]:
+    """The array `(C, X, Y, Z)` of a file, checked.
+
+    Raises:
+        DataError: if it cannot be read, lies on another grid, or is no probability.
+    """
     try:
         content = np.load(path, allow_pickle=False)
         stored = content if isinstance(content, np.ndarray) else content[KEY if KEY in content else content.files[0]]
@@ -49,22 +58,24 @@ def read_probabilities(path: Path, judgment: Judgment, shape: Sequence[int]) -> 
         )
     if not np.isfinite(stored).all() or stored.min() < -1e-3 or stored.max() > 1 + 1e-3:
         raise DataError(f"{path.name}: values from {stored.min():.3g} to {stored.max():.3g}; give probabilities")
-    return _of_regions(stored, judgment.labels, judgment.regions, path.name)
+    return stored
 
 
-def _of_regions(
-    stored: NDArray[Any], labels: Mapping[str, int], regions: Mapping[str, Sequence[int]], name: str
-) -> dict[str, NDArray[Any]]:
-    if len(stored) == len(labels):
-        return {
-            region: np.clip(sum(stored[value].astype(np.float32) for value in values), 0, 1)
-            for region, values in regions.items()
-        }
-    if len(stored) == len(regions):
+def of_regions(stored: NDArray[Any], judgment: Judgment, name: str) -> dict[str, NDArray[Any]]:
+    """Probability of each region from the channels of an array.
+
+    Raises:
+        DataError: if there are fewer or more channels than classes or regions.
+    """
+    regions = judgment.regions
+    needed = len(regions) if judgment.sigmoid else 1 + max(judgment.labels.values())
+    if len(stored) != needed:
+        raise DataError(f"{name}: {len(stored)} channels, and the model has {needed}; write one a class, or a region")
+    if judgment.sigmoid:
         return {
             region: np.clip(channel.astype(np.float32), 0, 1) for region, channel in zip(regions, stored, strict=True)
         }
-    raise DataError(
-        f"{name}: {len(stored)} channels, where there are {len(labels)} labels and {len(regions)} regions; write one "
-        "channel a label"
-    )
+    return {
+        region: np.clip(sum(stored[value].astype(np.float32) for value in set(values)), 0, 1)
+        for region, values in regions.items()
+    }

@@ -17,7 +17,7 @@ from medseg.inference.settings import RunSettings
 from medseg.writing import aside
 
 RUN_FILE = "run.json"
-JUDGED_BY = ("labels", "regions", "lesion_region", "ignore_label", "intensity")
+JUDGED_BY = ("labels", "regions", "lesion_region", "ignore_label", "intensity", "activation")
 MASK_SETTINGS = ("mask_values", "mask_colors", "mask_threshold")  # of references that are images
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "pillow", "connected-components-3d", "monai")
 
