@@ -100,7 +100,7 @@ def cause_of(error: BaseException, step: Step) -> Cause:
             return "disk"
         if isinstance(one, OSError) and one.errno in SHARE_ERRORS:
             return "share"
-    if step == "write":
+    if step == "write" and isinstance(error, OSError | EOFError | DataError):
         return "disk"
     if isinstance(error, ConfigError) or (step == "network" and not isinstance(error, DataError)):
         return "model"

@@ -133,8 +133,9 @@ class Stages:
         measured, lesions = self._measure(label, job.scans[0])
         flags = self.extras.flags(label, job.label, job.scans[0].affine)
         told: Row = {"flags": flags, "warnings": job.warnings, "notes": [*job.notes, *notes], **measured}
+        self._begin(job, "write")
         job.warnings += self.extras.write(job.case, job.scans[0], label, row=told, lesions=lesions)
-        self._begin(job, "write")  # last: a mask that is there is soon recorded
+        # the mask last: once it is there it is soon recorded
         target = mask_path(self.out, job.case, self.bundle)
         if self.bundle.unit == "px":
             write_mask_png(label, target)

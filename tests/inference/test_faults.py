@@ -30,6 +30,8 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (raised_from(DataError("a.nii.gz: damaged"), OSError(errno.EIO, "Input/output error")), "read", "share"),
         (raised_from(DataError("a_seg: cannot be written"), OSError(errno.EACCES, "denied")), "write", "disk"),
         (PermissionError(errno.EACCES, "Permission denied"), "read", "input"),
+        (PermissionError(errno.EACCES, "Permission denied"), "write", "disk"),
+        (TypeError("a defect is not the disk's fault: the case fails, and says why"), "write", "input"),
     ],
 )
 def test_each_error_is_somebodys_fault(error, step, cause):
