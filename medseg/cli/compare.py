@@ -23,7 +23,7 @@ def compare(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the page and the CSV tables.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="What to test (docs/metrics.md); may be repeated.")] = None,
-    split: Annotated[str | None, typer.Option(help="Cases of runs: held_out, out_of_fold or validation.")] = None,
+    split: Annotated[str | None, typer.Option(help="Cases of runs: evaluation, held_out, validation, ...")] = None,
     names: Annotated[str, typer.Option(help="What to call them, with commas between.")] = "",
     runs: Annotated[Path, typer.Option(help="Folder of runs, for run ids.")] = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, LEFT, RIGHT = 420, 52, 14
+WIDTH, LEFT, RIGHT = 420, 64, 14
 ROW, TOP, BOTTOM = 26, 14, 40
 BETTER, WORSE, INK, GRID = "#0b5cad", "#a3480b", "#1a1a1a", "#d5d5d5"
-TICKS = 5
+TICKS = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Axis:
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
-        """Round values within, about five."""
+        """Round values within, about four."""
         step = _round_step((self.high - self.low) / TICKS)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(number * step, 10) for number in range(first, last + 1)]
@@ -129,6 +129,8 @@ def cost(title: str, points: Sequence[tuple[str, float, float]], *, names: tuple
 def _axis(values: Sequence[float], start: float, end: float) -> Axis:
     low, high = min(values), max(values)
     margin = (high - low) * 0.06 or abs(high) * 0.05 or 0.05
+    if low == high:
+        return Axis(low - margin, high + margin, start, end)
     return Axis(low - margin if low else low, high + margin if high else high, start, end)
 
 
@@ -139,16 +141,20 @@ def _round_step(about: float) -> float:
 
 def _x_ticks(x: Axis, top: float, bottom: float) -> Markup:
     return Markup("").join(
-        _line(x(value), top, x(value), bottom, GRID, 1) + _text(x(value), bottom + 15, f"{value:g}", anchor="middle")
+        _line(x(value), top, x(value), bottom, GRID, 1) + _text(x(value), bottom + 15, _tick(value), anchor="middle")
         for value in x.ticks()
     )
 
 
 def _y_ticks(y: Axis, left: float, right: float) -> Markup:
     return Markup("").join(
-        _line(left, y(value), right, y(value), GRID, 1) + _text(left - 5, y(value) + 4, f"{value:g}", anchor="end")
+        _line(left, y(value), right, y(value), GRID, 1) + _text(left - 5, y(value) + 4, _tick(value), anchor="end")
         for value in y.ticks()
     )
+
+
+def _tick(value: float) -> str:
+    return f"{value / 1e6:g} million" if abs(value) >= 1e6 else f"{value:g}"
 
 
 def _dot(x: float, y: float, said: str) -> Markup:

@@ -6,8 +6,8 @@ from string import ascii_uppercase
 
 from medseg.errors import ConfigError, DataError
 from medseg.review.differences import Difference, cautions, differences
+from medseg.review.entry import Entry
 from medseg.review.paired import SAME, SIGNIFICANT, PairedTest, holm, paired_test
-from medseg.review.sources import Entry
 
 OF_REGIONS = ("dice", "dice_all", "nsd_2mm", "nsd_2px", "hd95_mm", "hd95_px")
 OF_LESIONS = ("lesion_recall", "lesion_f1")

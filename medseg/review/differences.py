@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from medseg.review.sources import SIZES, Entry
+from medseg.review.entry import SIZES, Entry
 
 KINDS = ("recipe", "overrides", "data", "code", "facts")
 SAME_SIZE = 0.005  # references of the same case that differ by more are not the same
@@ -55,7 +55,7 @@ def cautions(entries: Sequence[Entry], letters: Sequence[str]) -> Iterator[str]:
         other = other_references(entries[0], entry)
         if other:
             yield (
-                f"{letters[0]} and {letter} were judged by different references in {len(other)} cases "
+                f"{letters[0]} and {letter} were judged by different references in {plural(len(other), 'case')} "
                 f"({named(other)}): their differences are not the model's alone"
             )
     splits = {entry.split for entry in entries}
@@ -70,12 +70,13 @@ def cautions(entries: Sequence[Entry], letters: Sequence[str]) -> Iterator[str]:
         if entry.code.get("uncommitted changes") == "true":
             yield f"{letter} ran code with changes that no commit has: its commit does not repeat it"
         if entry.failed:
-            yield f"{letter} failed on {len(entry.failed)} cases ({named(entry.failed)}): counted as empty masks"
+            cases = f"{plural(len(entry.failed), 'case')} ({named(entry.failed)})"
+            yield f"{letter} failed on {cases}: counted as empty masks"
         if entry.unjudged:
-            yield f"{letter} has {len(entry.unjudged)} cases that were not judged ({named(entry.unjudged)})"
+            yield f"{letter} did not judge {plural(len(entry.unjudged), 'case')} ({named(entry.unjudged)})"
         if entry.facts.get("status") in ("failed", "killed", "stale", "running"):
             yield f"{letter} is of a run that is {entry.facts['status']}: its figures may not be its last"
-        if entry.facts.get("held_out") == "false" or entry.split == "validation":
+        if entry.facts.get("held_out") == "false" or entry.split in ("validation", "best_validation"):
             yield f"{letter} was judged on cases that had a part in its training, and looks better than it is"
     if any(len(set(entry.patients.values())) < len(entry.patients) for entry in entries):
         yield "some patients have several scans: they are averaged for the tests and drawn together for the intervals"
@@ -96,6 +97,15 @@ def named(case_ids: Sequence[str], *, most: int = MOST_NAMED) -> str:
     """
     more = f" and {len(case_ids) - most} more" if len(case_ids) > most else ""
     return ", ".join(case_ids[:most]) + more
+
+
+def plural(number: int, noun: str) -> str:
+    """A number and a noun.
+
+    >>> plural(1, "case"), plural(2, "case")
+    ('1 case', '2 cases')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _differ(row: Mapping[str, float | None], other: Mapping[str, float | None]) -> bool:

@@ -5,9 +5,16 @@ from typing import Any
 
 from medseg.report.measurements import write_csv
 from medseg.review.comparing import Comparison, Result
+from medseg.review.differences import plural
 
 RESULTS, CASES, DIFFERENCES = "comparison.csv", "cases.csv", "differences.csv"
-COSTS = {"ms_per_case": "ms a case", "memory_mb": "peak memory, MB", "parameters": "parameters"}
+COSTS = {
+    "ms_per_case": "ms a case",
+    "memory_mb": "peak memory, MB",
+    "run_memory_mb": "memory of the run's process, MB",
+    "run_gpu_memory_mb": "GPU memory of the run, MB",
+    "parameters": "parameters",
+}
 
 
 def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -75,7 +82,7 @@ def unpaired_sentences(comparison: Comparison) -> list[str]:
         for letter, cases in ((comparison.letters[0], first_only), (comparison.letters[other], other_only)):
             if cases:
                 pair = f"{comparison.letters[0]} and {comparison.letters[other]}"
-                said.append(f"of {pair}, {letter} alone has {len(cases)} cases: {', '.join(cases)}")
+                said.append(f"of {pair}, {letter} alone has {plural(len(cases), 'case')}: {', '.join(cases)}")
     return said
 
 
@@ -84,6 +91,8 @@ def lesion_sentences(comparison: Comparison) -> list[str]:
     said = []
     for found in comparison.lesions:
         first, second = comparison.letters[0], comparison.letters[found.other]
+        if not (found.both or found.first_only or found.second_only or found.neither):
+            continue
         total = found.both + found.first_only + found.second_only + found.neither
         said.append(
             f"of {total} lesions both {first} and {second} found {found.both}, {first} alone {found.first_only}, "

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +33,7 @@ class Recorded:
         params: flat settings as text.
         tags: all of them.
         folder: the run's own folder, if it is here.
+        peaks: name -> largest value, of a run that was read from its folder.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class Recorded:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
+    peaks: Mapping[str, float] = field(default_factory=dict)
 
 
 def list_runs(runs_dir: Path) -> list[Recorded]:
@@ -90,11 +92,14 @@ def recorded_folder(folder: Path) -> Recorded:
     tags: dict[str, str] = {}
     params: dict[str, str] = {}
     metrics: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     for _, record in journal.records():
         tags |= record.get("start", {}).get("tags", {})
         tags |= record.get("tags", {})
         params |= record.get("params", {})
-        metrics |= record.get("metrics", {})
+        figures = record.get("metrics", {})
+        metrics |= figures
+        peaks |= {key: max(value, peaks.get(key, value)) for key, value in figures.items()}
     status = journal.status() if journal.start() else "UNKNOWN"
     stale = status == "RUNNING" and life.is_dead(folder)
     return Recorded(
@@ -107,6 +112,7 @@ def recorded_folder(folder: Path) -> Recorded:
         params=params,
         tags=tags,
         folder=folder,
+        peaks=peaks,
     )
 
 
@@ -124,7 +130,8 @@ def find_recorded(run: str, runs_dir: Path) -> Recorded:
     if len(found) != 1:
         what = "no run" if not found else f"{len(found)} runs"
         raise ConfigError(f"{what} '{run}' in {runs_dir.name}: `medseg runs` lists names and ids; --runs says where")
-    return found[0]
+    [one] = found
+    return one if one.folder is None else replace(one, peaks=recorded_folder(one.folder).peaks)
 
 
 def artifact(run: Recorded, name: str, *, runs_dir: Path) -> str | None:
