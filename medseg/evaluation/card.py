@@ -11,6 +11,7 @@ from medseg.evaluation.judging import Record
 from medseg.evaluation.judgment import Judgment
 from medseg.evaluation.pictures import Worst, legend, score_of
 from medseg.evaluation.summing import volumes
+from medseg.metrics.case import lesion_name
 from medseg.notices import SYNTHETIC, notice
 from medseg.report.pages import page_style, page_template
 
@@ -66,7 +67,7 @@ def card(content: Mapping[str, Any], records: Sequence[Record], judgment: Judgme
         warnings=about.get("warnings", []),
         findings=list(_findings(records)),
         regions=list(_metric_tables(content, judgment)),
-        lesions=_lesion_table(content) if judgment.lesion_region else [],
+        lesions=_lesion_table(content, judgment) if judgment.lesion_region else [],
         lesion_region=judgment.lesion_region,
         lesion_counts=_lesion_counts(records),
         by_size=list(_by_size(content["by_size"])),
@@ -177,8 +178,12 @@ def _row(title: str, summary: Mapping[str, Any], pooled: Mapping[str, Any], name
     }
 
 
-def _lesion_table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [_row(title, content["summary"], content["pooled"], name, decimals) for name, title, decimals in LESION_ROWS]
+def _lesion_table(content: Mapping[str, Any], judgment: Judgment) -> list[dict[str, Any]]:
+    summary, pooled = content["summary"], content["pooled"]
+    return [
+        _row(title, summary, pooled, lesion_name(name, judgment.regions), decimals)
+        for name, title, decimals in LESION_ROWS
+    ]
 
 
 def _lesion_counts(records: Sequence[Record]) -> dict[str, int]:
@@ -264,7 +269,8 @@ def _calibration(regions: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str,
 def _subgroups(tables: Mapping[str, Any], judgment: Judgment) -> Iterator[dict[str, Any]]:
     names = [(f"{region}_dice", f"{region} Dice") for region in judgment.regions]
     names += [(f"{region}_dice_all", f"{region} Dice, every case") for region in judgment.regions]
-    names += [("lesion_recall", "lesion recall")] if judgment.lesion_region else []
+    if judgment.lesion_region:
+        names.append((lesion_name("lesion_recall", judgment.regions), "lesion recall"))
     for grouping, groups in tables.items():
         rows = [
             {"group": group, "n": one["n"], "cells": [interval(one.get(name), 2) for name, _ in names]}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medseg.bundle import METADATA, Bundle, open_bundle
 from medseg.errors import ConfigError
 from medseg.evaluation.provenance import read_json
+from medseg.metrics.case import lesion_name
 from medseg.writing import aside
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ARTIFACTS = "evaluation"  # folder in the run's artifacts
 FILES = ("index.html", "cases.csv", "cases.jsonl", "summary.json", "lesions.csv", "readers.csv")
+LESION_FIGURES = ("lesion_recall", "lesion_precision", "lesion_f1", "lesion_f1_all", "lesion_dice")
 POOLED = ("dice_global", "recall_global", "precision_global", "f1_global")
 
 
@@ -33,7 +35,7 @@ def figures(content: Mapping[str, Any]) -> dict[str, float]:
     regions = content["settings"].get("regions", {})
     unit = content["settings"].get("unit", "mm")
     names = [f"{region}_{name}" for region in regions for name in ("dice", "dice_all", f"hd95_{unit}", f"nsd_2{unit}")]
-    names += ["lesion_recall", "lesion_precision", "lesion_f1", "lesion_f1_all", "lesion_dice"]
+    names += [lesion_name(name, regions) for name in LESION_FIGURES]
     found = {name: content["summary"][name]["mean"] for name in names if name in content["summary"]}
     found |= {name: value for name, value in content["pooled"].items() if name.endswith(POOLED)}
     found |= {"n": about["n"], "failed": about["failed"]}

@@ -10,6 +10,7 @@ from medseg.evaluation.findings import TITLES
 from medseg.evaluation.judging import Record
 from medseg.evaluation.judgment import Judgment
 from medseg.metrics import CalibrationBins, CaseMetrics, agreement, detection_by_size, froc, pooled, summary
+from medseg.metrics.case import lesion_name
 
 COUNTS = ("_tp", "_fp", "_fn", "_tn")
 SPACINGS_MM = (1.5, 3.0)  # bounds of the groups by slice thickness
@@ -64,7 +65,8 @@ def with_groups(record: Record, *, extra: Mapping[str, str], columns: Sequence[s
 def subgroups(records: Sequence[Record], judgment: Judgment) -> dict[str, dict[str, dict[str, Any]]]:
     """Grouping -> group -> `n`, and the summaries of Dice by both rules and of the lesion figures."""
     names = [f"{region}_{name}" for region in judgment.regions for name in ("dice", "dice_all")]
-    names += ["lesion_recall", "lesion_f1_all"] if judgment.lesion_region else []
+    if judgment.lesion_region:
+        names += [lesion_name(name, judgment.regions) for name in ("lesion_recall", "lesion_f1_all")]
     tables: dict[str, dict[str, dict[str, Any]]] = {}
     for grouping in dict.fromkeys(name for record in records for name in record.groups):
         groups = sorted({record.groups[grouping] for record in records if grouping in record.groups}, key=_group_order)

@@ -1,7 +1,7 @@
 """All metrics of one case: a prediction against its reference."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -46,9 +46,14 @@ class CaseMetrics:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Number]:
-        """One flat row: `<region>_<metric>`, then the names of `lesions` and `overall` as they are."""
+        """One flat row: `<region>_<metric>`, then the names of `lesions` and `overall`.
+
+        Where a region is itself called "lesion", the names of `lesions` begin with `lesions_`: its `lesion_dice` is the
+        region's.
+        """
         named = {f"{name}_{key}": value for name, scores in self.regions.items() for key, value in scores.items()}
-        return {**named, **(self.lesions or {}), **self.overall}
+        lesions = {lesion_name(key, self.regions): value for key, value in (self.lesions or {}).items()}
+        return {**named, **lesions, **self.overall}
 
     def to_json(self) -> str:
         """The case as JSON; `from_json` reads it."""
@@ -58,6 +63,15 @@ class CaseMetrics:
     def from_json(cls, text: str) -> "CaseMetrics":
         """The case that `to_json` wrote."""
         return cls(**json.loads(text))
+
+
+def lesion_name(name: str, regions: Collection[str]) -> str:
+    """The name of a lesion figure in a flat row; see `CaseMetrics.row`.
+
+    >>> lesion_name("lesion_dice", ["liver"]), lesion_name("lesion_dice", ["lesion"])
+    ('lesion_dice', 'lesions_dice')
+    """
+    return f"lesions_{name.removeprefix('lesion_')}" if "lesion" in regions and name.startswith("lesion_") else name
 
 
 def case_metrics(

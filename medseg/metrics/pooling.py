@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medseg.metrics.calibration import CalibrationBins
-from medseg.metrics.case import CaseMetrics
+from medseg.metrics.case import CaseMetrics, lesion_name
 from medseg.metrics.lesions import lesion_scores
 from medseg.metrics.overlap import class_scores, voxel_scores
 
@@ -53,7 +53,7 @@ def pooled(cases: Sequence[CaseMetrics]) -> dict[str, float | None]:
             figures |= {f"{region}_ece_global": together.ece, f"{region}_brier_global": together.brier}
     if rows := [row for case in cases for row in case.lesion_rows]:
         scores = lesion_scores(rows)
-        figures |= {f"{name}_global": scores[name] for name in LESION_FIGURES}
+        figures |= {f"{lesion_name(name, cases[0].regions)}_global": scores[name] for name in LESION_FIGURES}
     if whole := [np.array(case.confusion) for case in cases if case.overall]:
         overall = class_scores(np.sum(whole, axis=0))
         figures |= {f"{name}_global": value for name, value in overall.items()}

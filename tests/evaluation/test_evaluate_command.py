@@ -236,6 +236,10 @@ def test_masks_of_images_are_judged_in_pixels(tmp_path: Path) -> None:
     run(tmp_path / "pred", tmp_path / "card", "--ref", tmp_path / "ref", "--recipe", tmp_path / "recipe.json")
     assert lines(tmp_path / "card")["b"]["metrics"]["regions"]["lesion"]["dice"] == pytest.approx(2 * 50 / 150)
     assert content(tmp_path / "card")["agreement"]["lesion"]["unit"] == "px"
+    summary = content(tmp_path / "card")["summary"]
+    assert summary["lesion_dice"]["mean"] == pytest.approx((1 + 2 * 50 / 150) / 2)  # of the region, which has this name
+    assert summary["lesions_recall"]["mean"] == 1
+    assert summary["lesion_recall"]["mean"] == pytest.approx(0.75)
     assert lines(tmp_path / "card")["a"]["metrics"]["regions"]["lesion"]["hd95_px"] == 0
 
 
