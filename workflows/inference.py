@@ -7,32 +7,40 @@ from typing import Any
 from monai.data import Dataset
 
 from medseg.bundle import open_bundle
-from medseg.data import Sample, find_scans
 from medseg.errors import ConfigError, DataError
 from medseg.inference import predict_folder
+from medseg.inference.cases import Case, cases_in, check_out
+from medseg.inference.identity import open_key, write_key_table
 
 logger = logging.getLogger(__name__)
 
 
-def scans_to_segment(scans_dir: str | None, model: str | None, runs_dir: str) -> list[Sample]:
-    """The scans of a folder, or one file, with the channels of the model.
+def scans_to_segment(scans_dir: str | None, model: str | None, runs_dir: str, masks_dir: str) -> list[Case]:
+    """The cases that `medseg predict` finds: in a folder, one file, a zip or a `cases.csv`, with the model's channels.
 
     Raises:
-        ConfigError: without scans or a model.
+        ConfigError: without scans or a model, or if the masks would lie among the scans.
+        DataError: if there is no case.
     """
     if scans_dir is None:
         raise ConfigError("Inference needs scans: add `--scans_dir FOLDER`.")
     if model is None:
         raise ConfigError("Inference needs a trained model: add `--model runs/NAME` (a run folder or bundle).")
-    bundle = open_bundle(model, runs_dir=runs_dir)
-    return find_scans(scans_dir, channels=bundle.channels, images=bundle.unit == "px")
+    bundle, scans, out = open_bundle(model, runs_dir=runs_dir), Path(scans_dir), Path(masks_dir)
+    check_out(scans, out)
+
+    def listed(key: bytes | None) -> list[Case]:
+        return cases_in(scans, channels=bundle.channels, unit=bundle.unit, key=key, modality=bundle.modality)
+
+    cases = listed(None)
+    return listed(open_key(out)) if any(case.keyed for case in cases) else cases  # pseudonyms are of that folder
 
 
 class FolderInference:
     """Segments a folder of scans with a trained bundle; MONAI calls it the evaluator.
 
     Args:
-        dataset: what to segment; its `data` lists the samples.
+        dataset: what to segment; its `data` lists the cases.
         output_dir: where masks and report go.
         model: bundle folder, run folder, zip or MLflow run id.
         runs_dir: where a run id is looked for.
@@ -40,7 +48,7 @@ class FolderInference:
     """
 
     def __init__(self, *, dataset: Dataset, output_dir: str, model: str, runs_dir: str, device: Any = "cpu") -> None:
-        self.samples, self.output_dir, self.model = dataset.data, Path(output_dir), model
+        self.cases, self.output_dir, self.model = dataset.data, Path(output_dir), model
         self.runs_dir, self.device = Path(runs_dir), str(device)
 
     def run(self) -> list[dict[str, Any]]:
@@ -51,7 +59,8 @@ class FolderInference:
         """
         bundle = open_bundle(self.model, runs_dir=self.runs_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        rows = predict_folder(self.samples, self.output_dir, bundle, device=self.device)
+        write_key_table(self.output_dir, self.cases)
+        rows = predict_folder(self.cases, self.output_dir, bundle, device=self.device)
         failed = [row for row in rows if row["status"] in ("failed", "pending")]
         for row in failed:
             logger.error("%s %s: %s", row["case_id"], row["status"], row["message"])

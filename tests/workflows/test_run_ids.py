@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from dicom_files import write_series
 from mlflow.tracking import MlflowClient
 from monai.bundle import ConfigWorkflow
 
@@ -21,6 +23,7 @@ from medseg.bundle import open_bundle
 from medseg.data import find_cases, find_scans, make_phantom
 from medseg.inference import predict_folder
 from medseg.notices import SYNTHETIC
+from medseg.writing import write_nifti
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -112,6 +115,27 @@ def test_inference_and_the_command_write_equal_bytes(
         mask = nib.load(masks / name)
         assert mask.shape == scan.shape
         assert np.allclose(mask.affine, scan.affine, atol=1e-4)
+
+
+def test_inference_sees_the_cases_of_the_command_dicom_too(trained: Path, in_checkout: None, tmp_path: Path) -> None:
+    from workflows.inference import FolderInference, scans_to_segment
+
+    scans = tmp_path / "scans"
+    voxels = np.random.default_rng(0).integers(-1000, 400, (9, 8, 24)).astype(np.int16)
+    write_series(scans / "export", voxels, np.diag([3.0, 3, 3, 1]))
+    write_nifti(voxels, np.diag([3.0, 3, 3, 1]), scans / "f.nii")
+    places = {"model": str(trained), "runs_dir": str(tmp_path)}
+    cases = scans_to_segment(str(scans), **places, masks_dir=str(tmp_path / "masks"))
+    assert [case.case_id[:5] for case in cases] == ["case-", "f"]
+    FolderInference(dataset=SimpleNamespace(data=cases), output_dir=str(tmp_path / "masks"), **places).run()
+    (tmp_path / "out" / ".medseg").mkdir(parents=True)  # of another OUT the pseudonyms are others: here the same key
+    shutil.copy(tmp_path / "masks" / ".medseg" / "key", tmp_path / "out" / ".medseg" / "key")
+    command = [sys.executable, "-m", "medseg.cli", "predict", str(scans), str(tmp_path / "out"), "--no-pages"]
+    subprocess.run([*command, "--model", str(trained), "--device", "cpu"], check=True, capture_output=True)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "masks").glob("*_seg.nii.gz")}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*_seg.nii.gz")}
+    assert len(made) == 2
+    assert (tmp_path / "masks" / "key.csv").read_text() == (tmp_path / "out" / "key.csv").read_text()
 
 
 def test_evaluation_finds_what_the_training_found_on_the_held_out_cases(
