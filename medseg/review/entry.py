@@ -48,6 +48,11 @@ class Entry:
     facts: Mapping[str, str] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether it is known to have learned from synthetic data alone."""
+        return "true" in (self.facts.get("synthetic"), self.data.get("synthetic"))
+
 
 def parameters_of(recipe: Mapping[str, Any]) -> float | None:
     """How many numbers the network of a recipe learns, without making them; None if it cannot be told."""

@@ -10,7 +10,7 @@ from medseg.errors import DataError
 from medseg.review.entry import VERSIONS, Entry, Row, number, parameters_of, texts
 
 CASES, SUMMARY = "cases.jsonl", "summary.json"
-FACTS = ("model", "version", "precision", "source", "split", "held_out", "recipe_sha256", "weights_sha256")
+FACTS = ("model", "version", "precision", "source", "split", "held_out", "recipe_sha256", "weights_sha256", "synthetic")
 
 
 def read_evaluation(folder: Path) -> Entry:

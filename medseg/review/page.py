@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from medseg.notices import NOT_A_DEVICE
+from medseg.notices import notice
 from medseg.report.pages import page_style, page_template
 from medseg.review import charts
 from medseg.review.comparing import Comparison, Result, lower_is_better
@@ -50,8 +50,8 @@ def page(comparison: Comparison) -> str:
     letters, entries = comparison.letters, comparison.entries
     return page_template("compare.html.j2").render(
         style=Markup(page_style()),
-        title=f"{letters[0]} against {', '.join(letters[1:])}",
-        notice=NOT_A_DEVICE,
+        title=f"{' and '.join(letters[1:])} against {letters[0]}",
+        notice=notice(synthetic=any(entry.synthetic for entry in entries)),
         headlines=headlines(comparison),
         cautions=comparison.cautions,
         entries=[
