@@ -44,6 +44,9 @@ def evaluate(
         bool, typer.Option("--only-predicted", help="References without a mask do not count as failures.")
     ] = False,
     run: Annotated[Path | None, typer.Option(help="Run folder that gets the card, in MLflow and its bundle.")] = None,
+    fit_temperature: Annotated[
+        bool, typer.Option("--fit-temperature", help="Fit one on validation cases, for the bundle of --run.")
+    ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cases at a time; by default what fits.")] = None,
 ) -> None:
     """Judge masks.
@@ -55,10 +58,13 @@ def evaluate(
     from medseg.evaluation import Options
     from medseg.evaluation import evaluate as judge_folder
     from medseg.evaluation.pairing import masks_in
-    from medseg.evaluation.recording import check_model, record
+    from medseg.evaluation.recording import check_model, record, write_temperature
+    from medseg.evaluation.temperature import temperature_of
 
     if consensus not in ("", *WAYS):
         raise ConfigError(f"--consensus is {consensus!r}; use {' or '.join(WAYS)}")
+    if fit_temperature and (run is None or probabilities is None or split != "validation"):
+        raise ConfigError("--fit-temperature needs validation cases: --split validation, --probabilities and --run")
     bundle = open_bundle(model or str(run)) if model or run else None
     if run is not None and bundle is not None:
         check_model(pred, open_bundle(run))
@@ -81,6 +87,10 @@ def evaluate(
         )
     if run is not None:
         record(run, out, content)
+    if fit_temperature and run is not None and probabilities is not None:
+        found, n_cases = temperature_of(probabilities, next(iter(_readers(ref).values())), judgment)
+        write_temperature(open_bundle(run), found, n_cases)
+        typer.echo(f"temperature {found:.3f}, of {n_cases} cases: in the metadata of {run.name}'s bundle")
     about = content["about"]
     for warning in about["warnings"]:
         say(f"warning: {warning}")

@@ -88,12 +88,26 @@ def write_eval_metrics(bundle: Bundle, content: Mapping[str, Any]) -> bool:
         bundle: a folder; a zip stays as it is.
         content: of `summary.json`.
     """
+    return _change(bundle, {"eval_metrics": {**bundle.metadata.get("eval_metrics", {}), **figures(content)}})
+
+
+def write_temperature(bundle: Bundle, temperature: float, n_cases: int) -> bool:
+    """Put a temperature into the bundle's metadata; False where it cannot be written.
+
+    Args:
+        bundle: a folder; a zip stays as it is.
+        temperature: probabilities are right, on the average, as softmax(logits / temperature).
+        n_cases: that it was fitted to.
+    """
+    return _change(bundle, {"temperature": round(temperature, 4), "temperature_cases": n_cases})
+
+
+def _change(bundle: Bundle, changes: Mapping[str, Any]) -> bool:
     path = bundle.root / METADATA
     if not bundle.root.is_dir():
         logger.warning("%s is a zip: its metadata stay as they are", bundle.root.name)
         return False
-    metadata = json.loads(path.read_text(encoding="utf-8"))
-    metadata["eval_metrics"] = {**metadata.get("eval_metrics", {}), **figures(content)}
+    metadata = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     with suppress(OSError), aside(path) as temporary:
         temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         return True
