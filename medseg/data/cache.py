@@ -94,6 +94,9 @@ class CachedCases(Dataset[Any]):
                 elif place == "disk":
                     self.files = self._places(cache_dir)
                     describe_folder(self.files[0].parent, name)  # first: `medseg cache` clears half-made ones too
+                    if not self._mapped(0):
+                        self._write(0, first)
+                    del first  # one case less in memory while the others are prepared
                     list(pool.map(self._store, own_order(len(self.data))))
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -143,11 +146,15 @@ class CachedCases(Dataset[Any]):
         return None
 
     def _made(self, index: int) -> dict[str, Any]:
-        """The prepared sample, written to its file, which appears whole."""
+        """The prepared sample, and its file."""
         prepared = self._prepared(self.data[index])
+        self._write(index, prepared)
+        return prepared
+
+    def _write(self, index: int, prepared: Mapping[str, Any]) -> None:
+        """Write a prepared sample to its file, which appears whole."""
         with aside(self.files[index]) as temporary:
             torch.save(packed(prepared), temporary)
-        return prepared
 
 
 def choose_place(
