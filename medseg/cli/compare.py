@@ -10,10 +10,12 @@ from medseg.cli.common import app, say
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from medseg.review import Comparison
 
 MOST_DIFFERENCES, LONGEST = 30, 48
-PIPE_WIDTH = 160  # a file has no edge to wrap at
+PIPE_WIDTH, WIDE = 160, 110  # a file has no edge to wrap at; what a narrow terminal has no room for is left out
 
 
 @app.command()
@@ -53,7 +55,6 @@ def compare(
 
 def _print(comparison: "Comparison") -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from medseg import review
 
@@ -62,22 +63,7 @@ def _print(comparison: "Comparison") -> None:
     for letter, entry in zip(letters, comparison.entries, strict=True):
         failed = f", {len(entry.failed)} failed" if entry.failed else ""
         console.print(f"{letter}: {entry.name} ({entry.split}, {len(entry.rows)} cases{failed})", soft_wrap=True)
-    table = Table("metric", "pair", "n", "first", "second", "difference (95 %)", "p", "p Holm", "second is")
-    for result in comparison.results:
-        test = result.test
-        approximate = " approx." if test.method == "approximate" else ""
-        table.add_row(
-            result.metric,
-            f"{letters[0]} {letters[result.other]}",
-            str(test.n),
-            f"{test.mean_a:.3f}",
-            f"{test.mean_b:.3f}",
-            review.interval_text(result),
-            review.p_text(test.p) + approximate,
-            review.p_text(result.p_holm),
-            result.verdict,
-        )
-    console.print(table)
+    console.print(_tests(comparison, wide=console.width >= WIDE))
     for title, values in review.cost_rows(comparison):
         known = [f"{letter} {value:,.0f}" for letter, value in zip(letters, values, strict=True) if value is not None]
         console.print(f"{title}: {', '.join(known)}", soft_wrap=True)
@@ -90,10 +76,39 @@ def _print(comparison: "Comparison") -> None:
     for line in [*review.lesion_sentences(comparison), *review.unpaired_sentences(comparison)]:
         console.print(line, soft_wrap=True)
     for difference in comparison.differences[:MOST_DIFFERENCES]:
-        shown = zip(letters, difference.shown(most=LONGEST), strict=True)
-        told = ", ".join(f"{letter} {value}" for letter, value in shown)
+        told_of = zip(letters, difference.shown(most=LONGEST), strict=True)
+        told = ", ".join(f"{letter} {text}" for letter, text in told_of)
         console.print(f"differs: {difference.kind} {difference.key}: {told}", soft_wrap=True)
     if len(comparison.differences) > MOST_DIFFERENCES:
         console.print(f"differs: {len(comparison.differences) - MOST_DIFFERENCES} more (--out DIR writes all)")
     for caution in comparison.cautions:
         console.print(f"note: {caution}", soft_wrap=True)
+
+
+def _tests(comparison: "Comparison", *, wide: bool) -> "Table":
+    """One line a test; a narrow terminal gets the corrected p alone."""
+    from rich.table import Column, Table
+
+    from medseg import review
+
+    letters = comparison.letters
+    columns = ["metric", "pair", "n", "first", "second", "difference (95 %)", "p", "p Holm", "second is"]
+    left_out = {"pair"} if len(letters) == 2 else set()
+    left_out |= set() if wide else {"p"}
+    shown = [name for name in columns if name not in left_out]
+    table = Table(*(Column(name, no_wrap=True) for name in shown), box=None, padding=(0, 2 if wide else 1, 0, 0))
+    for result in comparison.results:
+        test = result.test
+        cells = {
+            "metric": result.metric,
+            "pair": f"{letters[0]} {letters[result.other]}",
+            "n": str(test.n),
+            "first": f"{test.mean_a:.3f}",
+            "second": f"{test.mean_b:.3f}",
+            "difference (95 %)": review.interval_text(result).replace(" (", " (" if wide else "\n("),
+            "p": review.p_text(test.p),
+            "p Holm": review.p_text(result.p_holm) + (" approx." if test.method == "approximate" else ""),
+            "second is": result.verdict,
+        }
+        table.add_row(*(cells[name] for name in shown))
+    return table

@@ -33,7 +33,8 @@ runs_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 
 MOST_FIGURES, LONGEST = 4, 60  # columns of a terminal, letters of a cell
-PIPE_WIDTH = 160  # a file has no edge to wrap at
+PIPE_WIDTH, WIDE = 160, 110  # a file has no edge to wrap at; what a narrow terminal has no room for is left out
+SHORT_ID = 8  # letters of a run id, which do for every command
 
 
 @runs_app.callback(invoke_without_command=True)
@@ -75,15 +76,20 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
     from medseg import review
 
-    figures = review.figures_of(rows)[:MOST_FIGURES]
-    narrow = [Column(name, no_wrap=True) for name in ("run id", "status", "started", "minutes", *figures)]
-    table = Table(Column("run", overflow="fold", min_width=24), *narrow, Column("overrides", no_wrap=True))
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    wide = console.width >= WIDE
+    own = (
+        ["run_id", "status", "started", "minutes"] if wide else ["run_id", "status"]
+    )  # a run's name begins with its date
+    figures = review.figures_of(rows)[: MOST_FIGURES if wide else 2]
+    fixed = [Column(name, no_wrap=True) for name in ("run", *own, *figures)]
+    table = Table(*fixed, *(["overrides"] if wide else []), box=None, padding=(0, 2, 0, 0))
     for row in rows:
         values = [review.value_of(row, figure) for figure in figures]
         shown = ["" if value is None else f"{float(value):.3f}" for value in values]
-        texts = [str(row[name] or "") for name in ("status", "started", "minutes")]
-        table.add_row(row["name"], row["run_id"][:8], *texts, *shown, _cut(row["overrides"] or ""))
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+        texts = [str(row[name] or "")[: SHORT_ID if name == "run_id" else None] for name in own]
+        table.add_row(row["name"], *texts, *shown, *([_cut(row["overrides"] or "")] if wide else []))
+    console.print(table)
     stale = [row["name"] for row in rows if row["status"] == "STALE"]
     if stale:
         say(f"stale, nobody writes them any more (the next launch closes them as KILLED): {', '.join(stale)}")
