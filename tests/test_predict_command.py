@@ -86,7 +86,7 @@ def test_strict_stops_at_the_first_failure(predict, scans, capsys):
     break_scan(scans)
     assert predict(scans, "--strict") == 4
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[1] == "stopped: stopped at the first failure (--strict)"
+    assert captured.err.splitlines()[1] == "stopped: at the first failure, as --strict asks"
     assert captured.out.startswith("0 done, 1 failed, 0 with warnings, 1 pending: ")
 
 

@@ -17,7 +17,7 @@ from medseg.inference.ledger import Ledger
 from medseg.inference.messages import NO_EXTRAS, Extras, Result, Row, Setup
 from medseg.inference.settings import RunSettings
 from medseg.inference.supervisor import Stop, Supervisor
-from medseg.inference.tables import MASK_ENDING, Tables, report_columns
+from medseg.inference.tables import MASK_ENDING, Tables, report_columns, with_own_columns
 from medseg.inference.worker import InProcess, WorkerProcess
 from medseg.notices import SYNTHETIC
 from medseg.reading import ScanSource
@@ -158,7 +158,9 @@ class FolderRun:
         options: Options | None = None,
         dry: bool = False,
     ) -> None:
-        self.cases, self.out, self.bundle, self.device = cases, out, bundle, device
+        columns = report_columns(bundle.regions, bundle.unit, lesion_region=bundle.lesion_region)
+        self.cases = [with_own_columns(case, columns) for case in cases]
+        self.out, self.bundle, self.device = out, bundle, device
         self.options = options or Options()
         self.settings = RunSettings.of(bundle, precision=self.options.precision, mirroring=self.options.mirroring)
         model = f"{bundle.name} {bundle.version}" + (f" ({SYNTHETIC})" if bundle.synthetic else "")
@@ -175,12 +177,12 @@ class FolderRun:
         self._put_off: list[Cause] = []
         self._elsewhere: set[str] = set()  # cases that another process was faster with
         listed = self.told if self.options.extras.pages else None
-        self._tables = Tables(out, bundle, cases, told=listed, parquet=self.options.parquet)
+        self._tables = Tables(out, bundle, self.cases, told=listed, parquet=self.options.parquet)
         self._on_row: Callable[[Row], None] | None = None
         self._supervisor = Supervisor(
             self._make_worker, self, strict=self.options.strict, patience_s=self.options.patience_s
         )
-        self.todo = [case for case in cases if self._is_to_do(case)][: self.options.limit]
+        self.todo = [case for case in self.cases if self._is_to_do(case)][: self.options.limit]
 
     @property
     def rows(self) -> list[Row]:

@@ -179,7 +179,7 @@ class Supervisor:
         self.journal.failed(case, failure)
         if enough:
             return self._stop_for(failure.cause)
-        return Stop(None, "stopped at the first failure (--strict)") if self.strict else None
+        return Stop(None, "at the first failure, as --strict asks") if self.strict else None
 
     def _stop_for(self, cause: Cause) -> Stop:
         return Stop(cause, f"{len(self.streak.case_ids)} cases in a row failed {what_to_do(cause)}")

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ LESION_COLUMNS = {
     "px": ("case_id", "lesion", "area_px", "longest_diameter_px", "x_px", "y_px"),
 }
 MASK_ENDING = {"mm": "_seg.nii.gz", "px": "_seg.png"}
+HIDDEN_COLUMNS = ("extras",)  # of a row, and in no table
 SHORTEST_S = 5.0  # between two writings of the tables while cases are being done
 LIST_EVERY_S = 60.0  # the list of cases is read by people
 COST_SHARE = 0.05  # of the time may go into tables, however many rows they have
@@ -58,6 +60,18 @@ def report_columns(
         *("lesion_count", f"longest_diameter_{unit}", "notes"),
         *("seconds", "peak_memory_mb", "model", "precision", "device"),
     ]
+
+
+def with_own_columns(case: Case, columns: Iterable[str]) -> Case:
+    """A case whose further columns never stand for those of the report: `status` becomes `status (given)`.
+
+    Args:
+        case: perhaps of a table to which a person, or a merge with an earlier report, has added columns.
+        columns: of the report.
+    """
+    taken = {*columns, *HIDDEN_COLUMNS}
+    extra = {f"{name} (given)" if name in taken else name: cell for name, cell in case.extra.items()}
+    return case if extra == case.extra else replace(case, extra=extra)
 
 
 def about_pages(bundle: Bundle, *, model: str, precision: str, window: tuple[float, float] | None = None) -> "About":

@@ -217,6 +217,20 @@ def test_further_columns_of_a_table_of_cases_are_in_the_report(folder, bundle):
     }
 
 
+def test_a_column_of_a_table_never_stands_for_one_of_the_report(folder, bundle):
+    table = folder / "cases.csv"
+    text = "case_id,path,chosen,status,seconds,liver_ml,extras\nx,scans/00.nii.gz,yes,failed,long,1,none\n"
+    table.write_text(text, encoding="utf-8")
+    for _ in range(2):  # the second run takes the row from the ledger
+        run = FolderRun(cases_in(table, channels=["ct"]), folder / "out", bundle)
+        assert statuses(run.do()) == {"done": 1}
+        (row,) = report(folder)
+        assert (row["status"], row["status (given)"], row["seconds (given)"]) == ("done", "failed", "long")
+        assert float(row["seconds"]) >= 0
+        assert (row["liver_ml (given)"], row["extras (given)"]) == ("1", "none")
+    assert run.todo == []
+
+
 def test_a_model_that_cannot_be_loaded_is_an_error_of_the_user(folder, tmp_path):
     broken = make_bundle(tmp_path / "broken")
     (broken.root / "models" / "model.pt").write_bytes(b"no weights")

@@ -156,7 +156,7 @@ def test_any_number_of_bad_scans_is_worked_through():
 def test_strict_stops_at_the_first_failure():
     told, stop, log = play({"a": [Failure("input", "bad")]}, strict=True)
     assert list(told) == ["a"]
-    assert stop == Stop(None, "stopped at the first failure (--strict)")
+    assert stop == Stop(None, "at the first failure, as --strict asks")
     assert "asked to stop" in log
 
 
