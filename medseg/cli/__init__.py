@@ -11,11 +11,8 @@ import typer
 
 from medseg import __version__
 
-# isort: off (the order of --help)
-from medseg.cli import training, inspect, predict, status, open, evaluate, compare
-from medseg.cli import phantom, runs, bundles, precision, machine
-
-# isort: on
+from medseg.cli import training, inspect, predict, status, open, evaluate, compare  # isort: skip (the order of --help)
+from medseg.cli import phantom, runs, bundles, precision, machine  # isort: skip
 from medseg.cli.common import UNEXPECTED, USAGE, app, one_line, say
 from medseg.errors import ConfigError, DataError
 from medseg.notices import NOT_A_DEVICE
