@@ -12,7 +12,7 @@ from medseg.data import Sample
 from medseg.evaluation import Judgment, Record, judge_arrays, write_folder
 from medseg.evaluation.comparing import patient_of, split_and_warnings
 from medseg.evaluation.pictures import Loaded
-from medseg.evaluation.provenance import about_run, read_rows, run_folder_of, split_of
+from medseg.evaluation.provenance import about_run, read_rows, recipe_digest, run_folder_of, split_of
 from medseg.evaluation.recording import log, write_eval_metrics
 from medseg.evaluation.summing import with_groups
 from medseg.reading import read_channels, read_label
@@ -74,6 +74,7 @@ def write_card(
         "precision": inferer.get("precision", "float32"),
         "synthetic": bundle.synthetic,
         "source": "synthetic phantom" if experiment.synthetic else "",
+        "recipe_sha256": recipe_digest(bundle),
         "medseg": __version__,
         "recipe": dict(bundle.recipe),
         "without_reference": [],

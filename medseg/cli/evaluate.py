@@ -8,6 +8,7 @@ import typer
 
 from medseg.cli.common import FAILED, app, progress, say
 from medseg.errors import ConfigError
+from medseg.notices import notice
 
 if TYPE_CHECKING:
     from medseg.bundle import Bundle
@@ -104,6 +105,7 @@ def evaluate(
         f"{about['n']} cases, {about['failed']} failed, {about['missing']} references not judged, "
         f"{len(about['without_reference'])} masks without reference: see {out / 'index.html'}"
     )
+    typer.echo(notice(synthetic=about["synthetic"]))
     raise typer.Exit(FAILED if about["failed"] or about["missing"] else 0)
 
 

@@ -16,7 +16,15 @@ from medseg.evaluation.judgment import Judgment
 from medseg.evaluation.pairing import masks_in, pair
 from medseg.evaluation.pictures import Loaded, Loader
 from medseg.evaluation.probabilities import probabilities_in
-from medseg.evaluation.provenance import Predicted, about_run, read_rows, run_folder_of, seen_in, split_of
+from medseg.evaluation.provenance import (
+    Predicted,
+    about_run,
+    read_rows,
+    recipe_digest,
+    run_folder_of,
+    seen_in,
+    split_of,
+)
 from medseg.evaluation.readers import agreed_references, reader_rows
 from medseg.evaluation.summing import with_groups
 from medseg.reading import read_channels, read_label
@@ -109,6 +117,8 @@ def evaluate(
     if len(of_readers) > 1:
         readers = reader_rows(records, found.masks, of_readers, judgment, jobs=options.jobs)
     known = _about(found, records, options, bundle) | {"reference": _reference_name(name, references, options)}
+    if options.consensus and (alone := set().union(*of_readers.values()) - set(first)):
+        known["warnings"].append(f"{len(alone)} cases lack a reader and are not judged: {_some(sorted(alone))}")
     load = _loader(found, options, judgment)
     return write_folder(out, records, judgment, known, load=load, readers=readers)
 
@@ -185,11 +195,14 @@ def _about(found: _Found, records: Sequence[Record], options: Options, bundle: B
         "model": settings.get("model") or (bundle.name if bundle else ""),
         "version": settings.get("version") or (bundle.version if bundle else ""),
         "precision": settings.get("precision") or "",
-        "recipe_sha256": settings.get("recipe_sha256"),
+        "recipe_sha256": settings.get("recipe_sha256") or (recipe_digest(bundle) if bundle else None),
         "weights_sha256": settings.get("weights_sha256"),
-        "synthetic": bool(bundle and bundle.synthetic),
+        "synthetic": bundle.synthetic if bundle else bool(found.predicted.run.get("judgment", {}).get("synthetic")),
         "source": options.source,
+        "peak_memory_mb": found.predicted.peak_memory_mb(),
+        "device": found.predicted.run.get("device"),
         "medseg": __version__,
+        **found.predicted.run.get("versions", {}),
         "recipe": dict(bundle.recipe) if bundle else {},
         "without_reference": sorted(set(found.masks) - set(found.references)),
         "warnings": [],

@@ -1,6 +1,7 @@
 """Where masks come from: what `medseg predict` wrote beside them, and what the model's run says of its data."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg import data_half
 from medseg.bundle import Bundle
 
 HELD_OUT_NAMES = {"test": "held_out", "training": "training", "validation": "validation"}
@@ -49,6 +51,11 @@ class Predicted:
             return float(self.rows[case_id]["seconds"])
         return None
 
+    def peak_memory_mb(self) -> float | None:
+        """The most memory that a case took."""
+        told = [row.get("peak_memory_mb") or "" for row in self.rows.values()]
+        return max((float(text) for text in told if text.replace(".", "", 1).isdigit()), default=None)
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; none if it is absent."""
@@ -88,6 +95,12 @@ def about_run(run: Path) -> dict[str, Any]:
         "git_commit": tags.get("mlflow.source.git.commit"),
         "data_sha256": read_json(run / "data.json").get("sha256"),
     }
+
+
+def recipe_digest(bundle: Bundle) -> str:
+    """Hex digest of the data half of a model's recipe, the same as in `run.json` of its predictions."""
+    half = json.dumps(data_half.data_half(bundle.recipe), sort_keys=True)
+    return hashlib.sha256(half.encode()).hexdigest()
 
 
 def seen_in(parts: Mapping[str, str], case_ids: Sequence[str]) -> dict[str, list[str]]:

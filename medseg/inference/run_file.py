@@ -65,7 +65,7 @@ def judged_by(bundle: Bundle) -> dict[str, Any]:
     """What `medseg evaluate` has to know of a model to judge its masks, by the names of a recipe."""
     known = {id: data_half.literal(bundle.recipe, id) for id in JUDGED_BY if id in bundle.recipe}
     masks = {id: bundle.recipe[id] for id in MASK_SETTINGS if bundle.recipe.get(id) is not None}
-    return {**known, **masks, "unit": bundle.unit}
+    return {**known, **masks, "unit": bundle.unit, "synthetic": bundle.synthetic}
 
 
 def end_run(out: Path, counts: Mapping[str, int], *, stopped: str = "") -> None:

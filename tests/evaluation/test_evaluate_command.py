@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 from planted_cases import AFFINE, RECIPE, SHAPE, reference, write_planted
+from small_bundle import make_bundle
 from typer.testing import CliRunner
 
 from medseg.cli import app
 from medseg.errors import ConfigError, DataError
 from medseg.evaluation.judging import Task, judge, judge_all
 from medseg.evaluation.judgment import Judgment
+from medseg.inference.cases import Case
+from medseg.inference.run_file import write_run
+from medseg.inference.settings import RunSettings
+from medseg.notices import SYNTHETIC
 from medseg.report.measurements import write_csv
 from medseg.writing import write_mask_png, write_nifti
 
@@ -254,3 +259,29 @@ def test_masks_without_a_word_on_their_labels_need_a_model(folders: tuple[Path, 
         run(masks, out, "--ref", references, "--recipe", "nothing.json")
     code, _ = run(masks, out, "--ref", references, "--recipe", "configs/unet_liver.json")
     assert code == 0
+
+
+def test_masks_of_predict_are_judged_without_their_model_and_keep_its_notice(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "model")
+    case = Case("a", ())
+    masks, references = tmp_path / "OUT", tmp_path / "ref"
+    write_nifti(reference(0), AFFINE, masks / "a_seg.nii.gz")
+    write_nifti(reference(0), AFFINE, references / "a.nii.gz")
+    write_run(masks, RunSettings.of(bundle), command=[], cases=[case], to_do=1, device="cpu", bundle=bundle)
+    code, output = run(masks, tmp_path / "card", "--ref", references)
+    assert code == 0
+    assert SYNTHETIC in output
+    assert SYNTHETIC in (tmp_path / "card" / "index.html").read_text(encoding="utf-8")
+    about = content(tmp_path / "card")["about"]
+    assert (about["model"], about["precision"]) == ("test net", "float32")
+    assert lines(tmp_path / "card")["a"]["metrics"]["settings"]["regions"] == {"liver": [1, 2], "tumor": [2]}
+
+
+def test_a_case_that_lacks_a_reader_is_named(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    masks, references, out = folders
+    for number in range(3):
+        write_nifti(reference(number), AFFINE, tmp_path / "second" / f"case_{number:03d}.nii.gz")
+    readers = ["--ref", references, "--ref", f"second={tmp_path / 'second'}"]
+    _, output = run(masks, out, *readers, "--consensus", "staple")
+    assert "2 cases lack a reader and are not judged: case_003, case_004" in output
+    assert content(out)["about"]["n"] == 3
