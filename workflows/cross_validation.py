@@ -244,13 +244,14 @@ def _write_ensemble(
 
 def _metadata(experiment: Experiment) -> dict[str, Any]:
     held_out = {name: value for name, value in experiment.results.items() if name.startswith("held_out_")}
-    return task_metadata(
+    metadata = task_metadata(
         experiment.metadata,
         recipe.merged_recipe(),
         name=experiment.folder.name,
         synthetic=experiment.synthetic,
         eval_metrics=_rounded(held_out),
     )
+    return metadata | experiment.training_range
 
 
 def _compare(experiment: Experiment, models: Mapping[str, Bundle], judge: Judge, device: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from workflows import distributed, recipe, resuming
 from workflows.checkpoints import newest_checkpoint
 from workflows.failure import ended_by_signals, failure_line
 from workflows.fold_runs import end_with_launcher, note_fold, parent_id
+from workflows.training_scans import range_of
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,11 @@ class Experiment:
         samples = [*self.cases.training, *self.cases.validation, *self.cases.test]
         return region_volumes(samples, recipe.merged_recipe()["regions"], self.masks)
 
+    @cached_property
+    def training_range(self) -> dict[str, Any]:
+        """For the metadata of the bundle; see `range_of`. The folds together learn from every labeled case."""
+        return range_of(self.cases.training or self.cases.validation, recipe.merged_recipe())
+
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep numbers of an epoch for the next `flush`."""
         self.results |= metrics
@@ -244,6 +250,7 @@ class Experiment:
         metadata = task_metadata(
             self.metadata, merged, name=self.folder.name, synthetic=self.synthetic, eval_metrics=held_out
         )
+        metadata |= self.training_range
         write_bundle(self.folder / "bundle", recipe=merged, metadata=metadata, state_dict=weights)
 
     def best_weights(self) -> dict[str, Tensor]:

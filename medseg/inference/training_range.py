@@ -8,7 +8,7 @@ from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from medseg.geometry import spacing_mm
-from medseg.reading import Scan
+from medseg.reading import Header, Scan
 
 AXES = ("right", "front", "head")
 PERCENTILES = (5, 50, 95)
@@ -17,13 +17,16 @@ LENGTH_MARGIN = 0.1  # relative; training ranges come from few scans
 INTENSITY_MARGIN = 0.1  # of the span from the lowest to the highest percentile in training
 
 
-def training_range(cases: Iterable[Sequence[Scan]], *, channels: Sequence[str], modality: str = "") -> dict[str, Any]:
+def training_range(
+    cases: Iterable[Sequence[Scan]], *, channels: Sequence[str], modality: str = "", headers: Iterable[Header] = ()
+) -> dict[str, Any]:
     """The range of the cases that a model learns from, for its bundle's metadata as `training_range`.
 
     Args:
-        cases: the channels of each case; one case at a time is held.
+        cases: the channels of each case whose voxels are looked at; one case at a time is held.
         channels: their names.
         modality: such as "CT", if it is known.
+        headers: of the cases whose voxels are not looked at; their spacing and field of view count.
 
     Returns:
         JSON data: `cases`, `channels`, `modality`, `spacing_mm` and `field_of_view_mm` (`low` and `high` along right,
@@ -32,9 +35,12 @@ def training_range(cases: Iterable[Sequence[Scan]], *, channels: Sequence[str], 
     lengths, views = [], []
     values: list[list[list[float]]] = []
     for scans in cases:
-        lengths.append(_lengths_mm(scans[0]))
-        views.append(_field_of_view_mm(scans[0]))
+        lengths.append(_lengths_mm(scans[0].affine))
+        views.append(_field_of_view_mm(scans[0].affine, scans[0].voxels.shape))
         values.append([_percentiles(scan.voxels) for scan in scans])
+    for header in headers:
+        lengths.append(_lengths_mm(header.affine))
+        views.append(_field_of_view_mm(header.affine, header.shape))
     found: dict[str, Any] = {"cases": len(lengths), "channels": list(channels), "modality": modality}
     for name, rows in (("spacing_mm", lengths), ("field_of_view_mm", views)):
         found[name] = {"low": np.min(rows, axis=0).round(3).tolist(), "high": np.max(rows, axis=0).round(3).tolist()}
@@ -56,9 +62,14 @@ def outside_range(scans: Sequence[Scan], known: Mapping[str, Any] | None) -> lis
     if not known or scans[0].unit != "mm":
         return []
     found = []
+    trained = known.get("modality", "")
+    for modality in dict.fromkeys(scan.modality for scan in scans):
+        if trained and modality and modality != trained:
+            found.append(f"modality {modality}, trained on {trained}")
+    affine, shape = scans[0].affine, scans[0].voxels.shape
     for name, title, lengths in (
-        ("spacing_mm", "spacing", _lengths_mm(scans[0])),
-        ("field_of_view_mm", "field of view", _field_of_view_mm(scans[0])),
+        ("spacing_mm", "spacing", _lengths_mm(affine)),
+        ("field_of_view_mm", "field of view", _field_of_view_mm(affine, shape)),
     ):
         for axis, length, low, high in zip(AXES, lengths, known[name]["low"], known[name]["high"], strict=True):
             if not low * (1 - LENGTH_MARGIN) <= length <= high * (1 + LENGTH_MARGIN):
@@ -75,20 +86,20 @@ def outside_range(scans: Sequence[Scan], known: Mapping[str, Any] | None) -> lis
     return [f"unlike the training scans: {phrase}" for phrase in found]
 
 
-def _lengths_mm(scan: Scan) -> list[float]:
+def _lengths_mm(affine: NDArray[np.float64]) -> list[float]:
     """Voxel edges along right, front and head."""
-    edges = spacing_mm(scan.affine)
-    return [edges[axis] for axis in _axes(scan)]
+    edges = spacing_mm(affine)
+    return [edges[axis] for axis in _axes(affine)]
 
 
-def _field_of_view_mm(scan: Scan) -> list[float]:
-    edges = spacing_mm(scan.affine)
-    return [edges[axis] * scan.voxels.shape[axis] for axis in _axes(scan)]
+def _field_of_view_mm(affine: NDArray[np.float64], shape: Sequence[int]) -> list[float]:
+    edges = spacing_mm(affine)
+    return [edges[axis] * shape[axis] for axis in _axes(affine)]
 
 
-def _axes(scan: Scan) -> list[int]:
+def _axes(affine: NDArray[np.float64]) -> list[int]:
     """The scan's axis along right, front and head."""
-    return [int(axis) for axis in np.argsort(io_orientation(scan.affine)[:, 0])]
+    return [int(axis) for axis in np.argsort(io_orientation(affine)[:, 0])]
 
 
 def _percentiles(voxels: NDArray[np.generic]) -> list[float]:

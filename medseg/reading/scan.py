@@ -39,6 +39,7 @@ class Scan:
         warnings: what a reader of the result should know, one sentence each.
         unit: of lengths: "px" for a 2D image, which has no mm.
         sha256: hex digest of the file's bytes as they lie on disk; of several files see `sha256_of_all`.
+        modality: such as "CT", where a header tells it: that of DICOM does.
     """
 
     voxels: NDArray[np.generic]
@@ -46,6 +47,7 @@ class Scan:
     warnings: tuple[str, ...] = ()
     unit: Unit = "mm"
     sha256: str = ""
+    modality: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from medseg.inference.training_range import outside_range, training_range
-from medseg.reading import Scan
+from medseg.reading import Header, Scan
 
 PLAIN = np.diag([-0.8, -0.8, 2.5, 1.0])
 
@@ -27,6 +28,22 @@ def test_the_range_is_that_of_all_cases_along_the_patients_axes(known):
     assert (known["cases"], known["channels"], known["modality"]) == (2, ["ct"], "CT")
     low, high = known["percentiles"]["ct"]["50"]
     assert 35 < low <= high < 45  # the median of the noise is 40
+
+
+def test_headers_alone_widen_the_lengths_and_not_the_intensities():
+    wide = Header((50, 60, 70), np.diag([1.0, 1.0, 7.0, 1.0]), "int16", 0)
+    alone = training_range([[scan()]], channels=["ct"])
+    found = training_range([[scan()]], channels=["ct"], headers=[wide])
+    assert (found["cases"], found["percentiles"]) == (2, alone["percentiles"])
+    assert found["spacing_mm"] == {"low": [0.8, 0.8, 2.5], "high": [1.0, 1.0, 7.0]}
+    assert found["field_of_view_mm"]["high"] == [50.0, 60.0, 490.0]
+
+
+def test_a_dicom_series_of_another_modality_is_flagged(known):
+    mr = replace(scan(seed=7), modality="MR")
+    assert outside_range([mr], known) == ["unlike the training scans: modality MR, trained on CT"]
+    assert outside_range([replace(mr, modality="CT")], known) == []
+    assert outside_range([mr], known | {"modality": ""}) == []
 
 
 def test_a_scan_like_those_has_no_flag(known):

@@ -96,6 +96,18 @@ def test_the_best_model_is_the_one_that_validation_found_best(trained: Path) -> 
     assert best == max(scores)
 
 
+def test_the_bundle_tells_what_scans_it_has_learned_from(trained: Path, phantom: Path) -> None:
+    known = open_bundle(trained).metadata["training_range"]
+    cases = find_cases(phantom, channels=["ct"]).training
+    images = [nib.load(str(sample["image"])) for sample in cases]
+    lengths = np.array([nib.as_closest_canonical(image).header.get_zooms() for image in images])
+    medians = [np.median(image.get_fdata()) for image in images]
+    assert (known["cases"], known["channels"], known["modality"]) == (len(cases), ["ct"], "CT")
+    assert known["spacing_mm"]["low"] == pytest.approx(lengths.min(axis=0), abs=2e-3)
+    assert known["spacing_mm"]["high"] == pytest.approx(lengths.max(axis=0), abs=2e-3)
+    assert known["percentiles"]["ct"]["50"] == pytest.approx([min(medians), max(medians)], abs=2)
+
+
 def test_inference_and_the_command_write_equal_bytes(
     trained: Path, phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path
 ) -> None:

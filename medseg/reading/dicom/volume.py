@@ -184,9 +184,10 @@ def _read(volume: _Volume, files: Files) -> Scan:
                         voxels = voxels.astype(np.float32)
                     voxels[:, :, index] = pixels.T
     warnings = volume.stack.warnings
-    if next(iter(volume.headers.values())).photometric == "MONOCHROME1":
+    first = next(iter(volume.headers.values()))
+    if first.photometric == "MONOCHROME1":
         warnings = (*warnings, "MONOCHROME1: HU are taken as the rescale gives them, not inverted")
-    return Scan(voxels, volume.stack.affine, warnings, sha256=sha256_of_all(digests))
+    return Scan(voxels, volume.stack.affine, warnings, sha256=sha256_of_all(digests), modality=first.modality)
 
 
 def _scaled(content: bytes, header: FileHeader, frame: int, kind: np.dtype[np.generic]) -> NDArray[np.generic]:
