@@ -103,7 +103,7 @@ def ticks(low: float, high: float) -> list[float]:
     >>> ticks(0, 1)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     >>> ticks(-3, 18)
-    [-5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
+    [-5, 0, 5, 10, 15, 20]
     """
     span = max(high - low, 1e-9)
     power = 10 ** math.floor(math.log10(span / TICKS))
