@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The evaluation of the planted cases, made as a user makes it."""
     folder = tmp_path_factory.mktemp("planted")
     masks, references, scans = write_planted(folder)
