@@ -102,7 +102,7 @@ def _tests(comparison: "Comparison", *, wide: bool) -> "Table":
         cells = {
             "metric": result.metric,
             "pair": f"{letters[0]} {letters[result.other]}",
-            "n": str(test.n),
+            "n": review.pairs_text(result),
             "first": f"{test.mean_a:.3f}",
             "second": f"{test.mean_b:.3f}",
             "difference (95 %)": review.interval_text(result).replace(" (", " (" if wide else "\n("),

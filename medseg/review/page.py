@@ -16,6 +16,7 @@ from medseg.review.tables import (
     interval_text,
     lesion_sentences,
     p_text,
+    pairs_text,
     unpaired_sentences,
     write_tables,
 )
@@ -104,7 +105,7 @@ def _shown(comparison: Comparison, result: Result) -> dict[str, Any]:
     return {
         "metric": result.metric,
         "pair": f"{comparison.letters[0]}, {comparison.letters[result.other]}",
-        "n": test.n if test.n == test.patients else f"{test.n} ({test.patients} patients)",
+        "n": pairs_text(result),
         "first": f"{test.mean_a:.3f}",
         "second": f"{test.mean_b:.3f}",
         "difference": interval_text(result),
@@ -113,7 +114,6 @@ def _shown(comparison: Comparison, result: Result) -> dict[str, Any]:
         "method": test.method,
         "verdict": result.verdict,
         "significant": result.p_holm < SIGNIFICANT,
-        "left_out": result.left_out,
     }
 
 

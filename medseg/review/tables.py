@@ -66,6 +66,13 @@ def interval_text(result: Result) -> str:
     return f"{test.difference:+.{decimals}f} ({test.ci_low:+.{decimals}f} to {test.ci_high:+.{decimals}f})"
 
 
+def pairs_text(result: Result) -> str:
+    """How many pairs were tested, of how many that there are, and of how many patients where these are fewer."""
+    test = result.test
+    of_all = f" of {test.n + result.left_out}" if result.left_out else ""
+    return f"{test.n}{of_all}" + (f" ({test.patients} patients)" if test.patients < test.n else "")
+
+
 def cost_rows(comparison: Comparison) -> list[tuple[str, list[float | None]]]:
     """What is known of the cost, one row a kind with a value (or None) an entry."""
     return [

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from medseg import cli
 from medseg.errors import ConfigError
+from medseg.review import Entry, compare, pairs_text
 from medseg.review.charts import cost, gains, intervals, pairs
 
 
@@ -85,6 +86,12 @@ def test_tables_hold_every_test_and_every_case(compared):
     assert [row["note"] for row in cases if row["case_id"] == "case_001"] == ["failed in B"]
     one = cases[5]
     assert float(one["gain"]) == pytest.approx(float(one["value_second"]) - float(one["value_first"]), abs=2e-4)
+
+
+def test_pairs_without_a_figure_are_told(tmp_path):
+    first, second = ({"a": {"m_dice": 0.5}, "b": {"m_dice": value}} for value in (None, 0.5))
+    [result] = compare([Entry("x", "test", first), Entry("y", "test", second)]).results
+    assert pairs_text(result) == "1 of 2"
 
 
 def test_names_must_be_as_many_as_entries(tmp_path):
