@@ -42,7 +42,7 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float | None, float |
         title: what it shows.
         rows: name, gain, lower and upper end of its interval, and whether it is significant (drawn filled).
     """
-    left = 20 + 6.6 * max(len(row[0]) for row in rows)
+    left = 20 + 7.4 * max(len(row[0]) for row in rows)
     ends = [0.0, *(value for _, *values, _ in rows for value in values if value is not None)]
     x = _axis(ends, left, WIDTH - RIGHT)
     height = TOP + ROW * len(rows) + BOTTOM

@@ -10,7 +10,7 @@ from medseg.errors import DataError
 from medseg.review.entry import VERSIONS, Entry, Row, number, parameters_of, texts
 
 CASES, SUMMARY = "cases.jsonl", "summary.json"
-FACTS = ("model", "version", "precision", "source", "split", "held_out", "recipe_sha256", "weights_sha256", "synthetic")
+FACTS = ("model", "version", "precision", "source", "split", "held_out", "recipe_sha256", "weights_sha256")
 
 
 def read_evaluation(folder: Path) -> Entry:
@@ -69,7 +69,7 @@ def _entry(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Entr
         recipe=tracking.flat_settings(recipe),
         data=texts({"sha256": about.get("data_sha256")}),
         code=texts({"git commit": about.get("git_commit"), **{key: about.get(key) for key in VERSIONS}}),
-        facts=texts({key: about.get(key) for key in FACTS}),
+        facts=texts({**{key: about.get(key) for key in FACTS}, "synthetic": about.get("synthetic") or None}),
         cost={key: value for key, value in cost.items() if value is not None},
     )
 

@@ -30,6 +30,7 @@ KINDS = {
     "code": "Code and versions",
     "facts": "Model and cases",
 }
+NOT_SHOWN = ("model", "version", "recipe_sha256", "weights_sha256")  # in the name, or for the table of differences
 LONGEST = 160  # characters of a setting; differences.csv has all
 
 
@@ -59,7 +60,9 @@ def page(comparison: Comparison) -> str:
             {
                 "letter": letter,
                 "name": entry.name,
-                "facts": "; ".join(f"{key} {value}" for key, value in entry.facts.items() if key != "model"),
+                "facts": "; ".join(
+                    f"{key.replace('_', ' ')}: {value}" for key, value in entry.facts.items() if key not in NOT_SHOWN
+                ),
                 "cases": len(entry.rows),
                 "failed": len(entry.failed),
             }

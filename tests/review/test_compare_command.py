@@ -8,8 +8,10 @@ from typer.testing import CliRunner
 
 from medseg import cli
 from medseg.errors import ConfigError
-from medseg.review import Entry, compare, pairs_text
+from medseg.notices import SYNTHETIC
+from medseg.review import Entry, compare, pairs_text, read_evaluation
 from medseg.review.charts import cost, gains, intervals, pairs
+from medseg.review.page import page
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,13 @@ def test_pairs_without_a_figure_are_told(tmp_path):
     first, second = ({"a": {"m_dice": 0.5}, "b": {"m_dice": value}} for value in (None, 0.5))
     [result] = compare([Entry("x", "test", first), Entry("y", "test", second)]).results
     assert pairs_text(result) == "1 of 2"
+
+
+def test_a_model_of_synthetic_data_is_said_to_be(tmp_path, compared):
+    folder = write_evaluation(tmp_path / "a", {"a": 0.5, "b": 0.6}, about={"synthetic": True})
+    told = page(compare([read_evaluation(folder)] * 2))
+    assert SYNTHETIC in told
+    assert SYNTHETIC not in (compared[1] / "index.html").read_text()
 
 
 def test_names_must_be_as_many_as_entries(tmp_path):
