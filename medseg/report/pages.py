@@ -32,6 +32,7 @@ from medseg.writing import aside
 
 Row = Mapping[str, Any]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0])  # an image has no patient: its columns run to the right, its rows down
 MOST_LESIONS = 15  # of a case's table, so that a page stays one sheet; lesions.csv has all
 MOST_LETTERS = 300  # of a text in the list
 LESION_TITLES = {
@@ -104,6 +105,8 @@ def draw_case(
         about: names and colors of regions.
         lesions: lesion numbers on the same grid, the largest being 1.
     """
+    if about.unit == "px":
+        affine = UPRIGHT
     shown = to_patient(image, affine)
     mask = to_patient(label, affine).voxels
     regions = {name: np.isin(mask, values) for name, values in about.regions.items()}
@@ -239,7 +242,7 @@ def _volumes(about: About, row: Row) -> list[dict[str, str]]:
     shown = []
     for name in [key.removesuffix(f"_{size}") for key in row if key.endswith(f"_{size}")]:
         value = row[f"{name}_{size}"]
-        words = "none found" if not value else _shown(float(value), 0 if size == "px" else 1)
+        words = "none found" if not value else "< 0.1" if 0 < value < 0.05 else _shown(value, 0 if size == "px" else 1)
         shown.append({"name": name.replace("_", " "), "color": colors.get(name, ""), "shown": words})
     return shown
 

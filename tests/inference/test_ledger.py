@@ -499,13 +499,13 @@ def test_three_processes_on_one_folder_do_each_case_once(out, tmp_path):
 
 def test_half_written_files_of_dead_processes_are_removed(out):
     (out / "deep").mkdir()
-    left = [out / ".01234567-report.csv", out / "deep" / ".89abcdef-a_seg.nii.gz"]
-    kept = [out / ".notes", out / "deep" / ".89abcdef-a.txt", out / "a_seg.nii.gz", out / ".fedcba98-b_seg.nii.gz"]
+    left = [out / ".01234567-report.csv", out / "deep" / ".89abcdef-a_seg.nii.gz", out / ".01234567-a_liver.stl"]
+    kept = [out / ".notes", out / "deep" / ".89abcdef-a.doc", out / "a_seg.nii.gz", out / ".fedcba98-b_seg.nii.gz"]
     for path in left + kept:
         path.write_bytes(b"x")
     for path in left + kept[:-1]:
         os.utime(path, (1, 1))
-    assert sweep(out, older_than_s=60) == 2
+    assert sweep(out, older_than_s=60) == 3
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
 

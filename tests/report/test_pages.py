@@ -1,11 +1,14 @@
 """Pages: self-contained, honest, escaped; read with an HTML parser, not by eye alone."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medseg.geometry import connected_lesions
 from medseg.report.measurements import measure
@@ -99,6 +102,18 @@ def test_an_image_in_pixels_has_one_picture_and_no_milliliters(tmp_path):
     assert "lesion 25" in page.text
     assert "mL" not in page.text
     assert len(page.images) == 1
+
+
+def test_an_image_in_pixels_is_shown_as_it_is_stored():
+    pixels = np.zeros((40, 20, 1), np.uint8)  # 40 columns, 20 rows
+    pixels[2:8, 1:5] = 255  # to the upper left
+    about = About("m 1", "float32", False, {"lesion": [1]}, None, unit="px")
+    (view,) = draw_case(pixels, np.zeros_like(pixels), np.eye(4), about).views
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(view["uri"].split(",")[1]))).convert("L"))
+    rows, columns = np.nonzero(shown > 128)
+    assert shown.shape[1] == 2 * shown.shape[0]
+    assert rows.mean() < shown.shape[0] / 2
+    assert columns.mean() < shown.shape[1] / 2
 
 
 def rows():
