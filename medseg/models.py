@@ -3,7 +3,7 @@
 import os
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from medseg.bundle import open_bundle
 from medseg.errors import ConfigError
@@ -64,7 +64,13 @@ def chosen_model(model: str) -> str:
 def _may_be_model(path: Path) -> bool:
     if path.is_dir():
         return (path / RECIPE).is_file() or (path / "bundle" / RECIPE).is_file()
-    return path.suffix.lower() == ".zip" and zipfile.is_zipfile(path)
+    if path.suffix.lower() != ".zip" or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:  # zips of other things, such as scans, are no broken models
+            return any(PurePosixPath(name).match(RECIPE) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _model(path: Path) -> Model:

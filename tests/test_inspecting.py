@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import subprocess
 import sys
 
@@ -210,3 +211,11 @@ def test_no_model_torch_or_dicom_library_is_loaded_before_it_is_needed(scans, tm
         "assert not {'torch', 'monai', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_table_that_cannot_be_written_is_one_line(scans, tmp_path):
+    (tmp_path / "cases.csv").mkdir()
+    done = CliRunner().invoke(app, ["inspect", str(scans), "-o", str(tmp_path / "cases.csv"), "--overwrite"])
+    assert isinstance(done.exception, ConfigError)
+    expected = r"cases\.csv cannot be written \(.+\); close it, or choose another place"
+    assert re.fullmatch(expected, str(done.exception))

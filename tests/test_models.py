@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from small_bundle import make_bundle
@@ -18,6 +19,7 @@ def models(tmp_path):
     make_bundle(tmp_path / "here" / "runs" / "bundle")
     shutil.make_archive(str(tmp_path / "there" / "zipped"), "zip", tmp_path / "here" / "liver")
     (tmp_path / "there" / "other.zip").write_bytes(b"no zip")
+    shutil.make_archive(str(tmp_path / "there" / "scans"), "zip", Path(__file__).parent / "fixtures")
     (tmp_path / "there" / "notes").mkdir()
     return os.pathsep.join([str(tmp_path / "here"), str(tmp_path / "there"), str(tmp_path / "nowhere")])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import write_series
 from small_bundle import make_bundle, write_scan
 
 from medseg import cli
@@ -265,3 +266,16 @@ def test_a_ct_that_is_no_ct_fails(predict, scans, capsys):
     write_nifti(np.full((21, 18, 13), 7, np.int16), np.diag([1.0, 1, 1, 1]), Path(scans) / "a.nii.gz")
     assert predict(scans) == 3
     assert "a.nii.gz: every voxel is 7" in capsys.readouterr().err
+
+
+def test_a_folder_of_which_nothing_is_done_says_why(predict, tmp_path, capsys):
+    voxels = np.random.default_rng(0).integers(-1000, 400, (9, 8, 7)).astype(np.int16)
+    write_series(tmp_path / "short" / "series", voxels, np.diag([3.0, 3, 3, 1]))
+    assert predict(tmp_path / "short") == 0
+    assert "1 skipped: 7 slices, fewer than 20" in capsys.readouterr().err
+
+
+def test_dry_run_leaves_a_folder_that_is_there_as_it_is(predict, scans, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert predict(scans, "--dry-run") == 0
+    assert list((tmp_path / "out").iterdir()) == []

@@ -17,13 +17,15 @@ def inspect(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="CASES.CSV", help="Table to write; edit its column `chosen`.")
     ] = Path("cases.csv"),
-    all_series: Annotated[bool, typer.Option("--all-series", help="Choose every volume, not one a study.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there.")] = False,
+    all_series: Annotated[
+        bool, typer.Option("--all-series", help="Choose every DICOM volume, not the best one of each study.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there already.")] = False,
 ) -> None:
-    """List scans and DICOM series.
+    """List the scans and DICOM series of a folder in a table.
 
-    From headers alone: what would be segmented, and why or why not. Edit the table, then predict CASES.CSV OUT. It
-    shows series descriptions, which may hold names: keep it with the scans.
+    The table says of each whether `medseg predict` would segment it, and why; no voxel is read. Edit it, then run
+    `medseg predict CASES.CSV OUT`. It shows series descriptions, which may hold names: keep it with the scans.
     """
     if out.suffix.lower() != ".csv":
         raise ConfigError(f"{out.name}: a table's name ends in .csv; choose another")
@@ -34,6 +36,10 @@ def inspect(
     from medseg.inspecting import table, write_table
 
     rows = table(scans, all_series=all_series)
-    write_table(rows, out)
+    try:
+        write_table(rows, out)
+    except OSError as error:  # a full or write-protected disk, or a spreadsheet that holds the table
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{out.name} cannot be written ({reason}); close it, or choose another place") from error
     chosen = sum(row.chosen for row in rows)
     typer.echo(f"{len(rows)} scans and series, {chosen} chosen: see {out}")

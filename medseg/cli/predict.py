@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,33 +27,81 @@ IDS = ("default", "original", "pseudonym")
 @app.command()
 def predict(
     scans: Annotated[
-        Path, typer.Argument(metavar="SCANS", help="Folder of scans, DICOM series or images; a zip, a file, cases.csv.")
+        Path,
+        typer.Argument(
+            metavar="SCANS",
+            help="Folder of scans, DICOM series or images; or one file, a zip of DICOM, or an edited cases.csv.",
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for masks and report.csv.")],
-    model: Annotated[str, typer.Option(help="Bundle folder, its zip, run folder, or MLflow run id.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16, instead of the model's.")] = "",
-    mirroring: Annotated[bool, typer.Option("--mirroring", help="Average over mirrored windows; slow.")] = False,
-    ids: Annotated[str, typer.Option(help="What cases are called: default, original, pseudonym.")] = "default",
-    all_series: Annotated[bool, typer.Option("--all-series", help="Every DICOM series, not one a study.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many cases.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed before.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Tell changes by every byte of scans and masks.")] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Do all again where OUT has another model's masks.")] = False,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the masks, the report and the pages.")],
+    model: Annotated[
+        str,
+        typer.Option(help="Bundle (folder or zip), run folder or MLflow run id; without it, MEDSEG_MODELS is listed."),
+    ] = "",
+    device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16, in place of the model's own.")] = "",
+    mirroring: Annotated[
+        bool,
+        typer.Option(
+            "--mirroring",
+            help="Average over mirrored copies of each window: often a little better, and several times slower.",
+        ),
+    ] = False,
+    ids: Annotated[
+        str,
+        typer.Option(
+            help="How cases are named. default: files by name, DICOM series by a pseudonym; original: series by "
+            "folder and UID; pseudonym: all by one. OUT/key.csv tells who is who."
+        ),
+    ] = "default",
+    all_series: Annotated[
+        bool, typer.Option("--all-series", help="Segment every DICOM volume, not the best one of each study.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Do at most so many cases now; the next run goes on.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again the cases that failed before.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare every byte of scans and masks to find what has changed, not size, time and ends alone.",
+        ),
+    ] = False,
+    redo: Annotated[
+        bool,
+        typer.Option("--redo", help="Where OUT was made with another model or other settings, do all its cases again."),
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failure.")] = False,
     formats: Annotated[
-        str, typer.Option(metavar="seg,rtstruct,nrrd,stl", help="Further files of a case, for archives and viewers.")
+        str,
+        typer.Option(
+            metavar="seg,rtstruct,nrrd,stl",
+            help="Further files of each case, for archives and viewers; several with commas between.",
+        ),
     ] = "",
-    instances: Annotated[bool, typer.Option("--instances", help="A mask of the lesions' numbers, too.")] = False,
-    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="A page a case, and index.html.")] = True,
-    parquet: Annotated[bool, typer.Option("--parquet", help="The tables as Parquet, too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and do nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON an event.")] = False,
+    instances: Annotated[
+        bool, typer.Option("--instances", help="Write a mask whose values are the lesions' numbers, too.")
+    ] = False,
+    pages: Annotated[
+        bool, typer.Option("--pages/--no-pages", help="Write a page for each case, and index.html.")
+    ] = True,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Write the tables as Parquet, too.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be done and what memory, disk and time it takes; write nothing."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each event.")] = False,
 ) -> None:
-    """Segment scans and measure.
+    """Segment a folder of scans and measure what was found.
 
-    Writes one mask a scan on the scan's own grid, and one row a scan in report.csv; run again, it does what is missing
-    or has changed. Exit code 3: some scans failed; 4: stopped early; 130: Ctrl-C.
+    Writes a mask for each scan, on the scan's own grid, and a row in report.csv. Run it again to do what is missing or
+    has changed; a mask that you have edited is kept. Exit code 0: all done; 2: wrong input or setting; 3: some scans
+    failed; 4: stopped early; 130: Ctrl-C.
     """
     for name, value, known in (("ids", ids, IDS), ("precision", precision or PRECISIONS[0], PRECISIONS)):
         if value not in known:
@@ -63,7 +111,7 @@ def predict(
         from medseg.formats.choice import parse_formats
         from medseg.inference.batch import FolderRun, Options
         from medseg.inference.cases import check_out, list_cases
-        from medseg.inference.identity import open_key, write_key_table
+        from medseg.inference.identity import has_key, open_key, write_key_table
         from medseg.inference.messages import Extras
         from medseg.inference.run_file import write_run
         from medseg.inference.tables import check_parquet
@@ -74,7 +122,7 @@ def predict(
             check_parquet()
         bundle = open_bundle(chosen_model(model))
         with _writing_out():
-            key = b"dry run" if dry_run and not out.is_dir() else open_key(out)
+            key = b"dry run" if dry_run and not has_key(out) else open_key(out)
         found = list_cases(
             scans,
             channels=bundle.channels,
@@ -164,6 +212,8 @@ def _end(run: "FolderRun", outcome: "Outcome", *, as_json: bool) -> int:
         return code
     if stopped:
         say(f"stopped: {stopped}")
+    for reason, count in _skipped(outcome.rows) if not counts["done"] else ():
+        say(f"{count} skipped: {reason}")
     others = "".join(f", {counts[status]} {status}" for status in ("skipped", "edited", "pending") if counts[status])
     before = f" ({run.failed_before} failed before: --retry-failed does them again)" if run.failed_before else ""
     typer.echo(
@@ -172,6 +222,11 @@ def _end(run: "FolderRun", outcome: "Outcome", *, as_json: bool) -> int:
     )
     typer.echo(run.bundle.notice)
     return code
+
+
+def _skipped(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+    """The commonest reasons why cases were skipped, and how often each."""
+    return Counter(str(row["message"]) for row in rows if row["status"] == "skipped").most_common(3)
 
 
 def _forecast(run: "FolderRun", *, as_json: bool) -> None:

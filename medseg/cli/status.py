@@ -13,11 +13,12 @@ from medseg.cli.common import app
 @app.command()
 def status(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `medseg predict` writes to.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Say how far a run of predict is.
+    """Say how far `medseg predict` is with a folder.
 
-    Cases done, edited, failed and pending, what is in work, the time left, and whether its process lives.
+    Tells how many cases are done, edited, failed and pending, which are being done now, the time left, and whether a
+    process still works on it.
     """
     from medseg.inference.status import status_of
 

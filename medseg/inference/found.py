@@ -85,7 +85,12 @@ def series_in(scans: Path, places: Sequence[Path], *, all_series: bool, modality
 
     series = []
     for place in places:
-        if place.is_dir() or place.name.lower().endswith(ZIP_SUFFIX):
+        if place == scans and scans.is_file() and scans.name.lower().endswith(ZIP_SUFFIX):
+            try:
+                series += find_series(scans)
+            except DataError as error:  # the one name that the user has just given
+                raise DataError(f"{scans.name}: {error}") from error
+        elif place.is_dir() or place.name.lower().endswith(ZIP_SUFFIX):
             series += find_series(place)
         else:
             series += [one for one in find_series(place.parent) if one.source.files == (place,)]

@@ -37,6 +37,15 @@ def keyed_digits(key: bytes, identity: str, digits: int) -> str:
     return hmac.new(key, identity.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:digits]
 
 
+def has_key(out: Path) -> bool:
+    """Whether OUT has a secret already, so that `open_key` writes nothing.
+
+    Raises:
+        OSError: if OUT cannot be read.
+    """
+    return (out / FOLDER / KEY_FILE).exists()
+
+
 def open_key(out: Path) -> bytes:
     """The secret of OUT's pseudonyms, made at the first run: the same series keeps its id in OUT.
 
@@ -44,7 +53,7 @@ def open_key(out: Path) -> bytes:
         ConfigError: if it cannot be read, or is damaged.
     """
     file = out / FOLDER / KEY_FILE
-    if not file.exists():
+    if not has_key(out):
         create_once(file, secrets.token_hex(32))
     try:
         with suppress(PermissionError):  # somebody else's, and readable all the same

@@ -81,7 +81,7 @@ def _doubt(values: NDArray[np.float32]) -> str:
     """What is unusual about the values; empty if nothing."""
     low, high = np.quantile(values, (0.001, 0.999))
     if low > NOT_NEGATIVE_HU:
-        return f"values from {low:.0f} to {high:.0f} with none below 0 are hardly HU; check the modality"
+        return f"values from {low:.0f} to {high:.0f} with no air or fat are hardly HU; check the modality"
     if low > NO_AIR_HU:
         return f"no air in the scan (values from {low:.0f} to {high:.0f}); it is cropped, or not in HU"
     if values.min() < LOWEST_PADDING_HU:

@@ -335,3 +335,9 @@ def test_many_files_of_other_kinds_are_no_series(tmp_path):
     touch(tmp_path, "a.nii.gz", "b", "c.unknown", "notes.txt")
     assert ids_of(tmp_path) == ["a"]
     assert list_cases(tmp_path, channels=["ct"]).passed_over == 3
+
+
+def test_a_damaged_zip_that_is_given_alone_is_named(tmp_path):
+    (tmp_path / "export.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(DataError, match=r"^export\.zip: the zip is not whole; copy it again$"):
+        cases_in(tmp_path / "export.zip", channels=["ct"])

@@ -38,7 +38,7 @@ def test_earlier_warnings_stay():
     scan = Scan((np.abs(body()) / 2).astype(np.int16), np.eye(4), warnings=("seen before",))
     first, second = check_hu(scan, "ct.nii.gz").warnings
     assert first == "seen before"
-    assert "none below 0" in second
+    assert "no air or fat" in second
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_offset_is_seen_beside_padding(padding):
             lambda hu: np.where(hu < -300, 30, hu),
             r"no air in the scan \(values from -\d+ to \d+\); it is cropped, or not",
         ),
-        (lambda hu: np.abs(hu) / 2, r"values from \d+ to \d+ with none below 0 are hardly HU; check the modality"),
+        (lambda hu: np.abs(hu) / 2, r"values from \d+ to \d+ with no air or fat are hardly HU; check the modality"),
         (lambda hu: np.where(hu < -900, -32768, hu), "values down to -32768 are no HU; a padding that was not said?"),
         (lambda hu: np.where(hu > -500, 2500, hu), r"hardly any soft tissue \(-200 to 300 HU\) in the scan"),
     ],

@@ -193,7 +193,7 @@ SCANS = {
         lambda at: replace_text(itk(at / "scan.nrrd"), b"kinds:", b'space units: "mm" "mm" "m"\nkinds:'),
         lambda at: replace_text(itk(at / "scan.mha"), b"DimSize", b"DistanceUnits = parsec\nDimSize"),
     ],
-    "axes 0.1 to 35 degrees from right angles (a tilted gantry)": [
+    "axes 0.1 to 35 degrees from right angles, in a file ([DICOM](#sheared-grids): up to 0.5)": [
         *(lambda at, angle=angle: sheared(at / "scan.nii.gz", angle) for angle in (0.2, 12, 30)),
     ],
     "axes further from right angles": [lambda at: sheared(at / "scan.nii.gz", 50)],
@@ -355,7 +355,7 @@ HU = {
         drawn(lambda hu: np.where(hu < -1010, -3024, hu)),
     ],
     "no air (a crop, or no HU)": [drawn(lambda hu: hu[9:30, 10:30])],
-    "no value below 0 (another modality)": [drawn(lambda hu: np.abs(hu) / 2)],
+    "neither air nor fat (another modality)": [drawn(lambda hu: np.abs(hu) / 2)],
     "hardly any soft tissue": [drawn(lambda hu: np.where(hu > -500, 2500, hu))],
     "values below -4096": [drawn(lambda hu: np.where(hu < -1010, -9999, hu))],
     "HU + 1024: the rescale intercept was lost": [drawn(lambda hu: hu + 1024)],

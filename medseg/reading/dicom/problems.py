@@ -18,8 +18,9 @@ HU_TYPES = ("", "HU", "US")  # US: unspecified
 def problem_of(headers: Sequence[FileHeader], unreadable: Sequence[tuple[Path, str]] = ()) -> str:
     """The first reason, in words, why files cannot be read as one volume; empty if there is none but their grid."""
     for name, why in unreadable:
-        said = f"{file_name(name)} beside the series" if headers else file_name(name)
-        return f"{said} {why}" + (", or remove it if it is no slice" if headers else "")
+        if not headers:
+            return f"{file_name(name)} {why}"
+        return f"{file_name(name)} beside the series {why}; if it is no slice, move it away"
     kind = kind_of(headers[0])
     if kind:
         return f"is {kind}, no volume"
