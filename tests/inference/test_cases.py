@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
+from dicom_files import grid, some_voxels, write_series
 
 from medseg.errors import ConfigError, DataError
 from medseg.inference.cases import cases_in, check_out, list_cases
@@ -341,3 +342,12 @@ def test_a_damaged_zip_that_is_given_alone_is_named(tmp_path):
     (tmp_path / "export.zip").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(DataError, match=r"^export\.zip: the zip is not whole; copy it again$"):
         cases_in(tmp_path / "export.zip", channels=["ct"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_a_link_to_a_scan_that_is_gone_is_one_case_and_no_fault_of_the_series_beside_it(tmp_path):
+    write_series(tmp_path / "scans" / "ct", some_voxels((6, 5, 24)), grid(spacing=(1, 1, 2)))
+    (tmp_path / "scans" / "ct" / "gone.nii.gz").symlink_to(tmp_path / "archive" / "gone.nii.gz")
+    found = cases_in(tmp_path / "scans", channels=["ct"])
+    assert [(case.problem, case.skipped) for case in found] == [("", ""), ("", "")]
+    assert sum(case.sources[0].is_dicom for case in found) == 1

@@ -29,6 +29,7 @@ from medseg.reading.scan import ScanSource
 HEADER_THREADS = 4  # a network share answers several questions at a time; pydicom itself holds Python's lock
 AXIAL_COSINE = 0.9  # normals within 26 degrees of the body's axis
 PLANES = ("sagittal", "coronal", "axial")
+OTHER_SCANS = (".nii", ".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def read_headers(files: Files, path: Path, names: Sequence[Path], *, whole_from:
         except DataError as error:
             return name, str(error)
         except (OSError, MemoryError, RuntimeError, NotImplementedError, ValueError, EOFError) as error:
+            if isinstance(error, FileNotFoundError) and name.name.lower().endswith(OTHER_SCANS):
+                return None  # a link that leads nowhere, to a scan of another format: a case of its own
             if isinstance(error, OSError):
                 refused.append(error)
             why = getattr(error, "strerror", None) or type(error).__name__
