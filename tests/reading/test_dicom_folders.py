@@ -76,8 +76,8 @@ def test_a_link_that_leads_nowhere_may_be_a_lost_slice(tmp_path):
     paths[3].symlink_to(tmp_path / "archived" / "IM0003.dcm")
     (series,) = find_series(tmp_path)
     assert series.problems == (
-        "IM0003.dcm beside the series cannot be read (No such file or directory); copy it again; if it is no slice, move "
-        "it away",
+        "IM0003.dcm beside the series cannot be read (No such file or directory); copy it again; if it is no slice, "
+        "move it away",
     )
 
 
