@@ -216,11 +216,11 @@ def test_scan_unlike_the_training_scans_gets_a_flag(predict, scans, tmp_path, ca
     known = {"spacing_mm": wide, "field_of_view_mm": {"low": [1] * 3, "high": [999] * 3}, "percentiles": {}}
     make_bundle(tmp_path / "narrow", training_range=known)
     assert predict(scans, model=tmp_path / "narrow") == 0
-    assert capsys.readouterr().out.startswith("2 done, 0 failed, 2 with warnings: ")
+    assert capsys.readouterr().out.startswith("2 done, 0 failed, 0 with warnings, 2 to look at: ")
     with (tmp_path / "out" / "report.csv").open(encoding="utf-8", newline="") as file:
-        warnings = next(csv.DictReader(file))["warnings"]
-    assert "unlike the training scans: spacing along right 1.5 mm, trained on 0.7 to 0.9 mm" in warnings
-    assert "along head" not in warnings
+        flags = next(csv.DictReader(file))["flags"]
+    assert "unlike the training scans: spacing along right 1.5 mm, trained on 0.7 to 0.9 mm" in flags
+    assert "along head" not in flags
 
 
 def test_prediction_loads_no_torch_in_the_parent_and_never_monai(scans, tmp_path, model):

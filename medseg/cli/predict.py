@@ -199,6 +199,7 @@ def _end(run: "FolderRun", outcome: "Outcome", *, as_json: bool) -> int:
 
     counts = Counter(row["status"] for row in outcome.rows)
     warned = sum(bool(row.get("warnings")) for row in outcome.rows)
+    flagged = sum(bool(row.get("flags")) for row in outcome.rows)
     code = FAILED if counts["failed"] else 0
     if outcome.signal:
         code = BY_SIGNAL + outcome.signal
@@ -208,13 +209,14 @@ def _end(run: "FolderRun", outcome: "Outcome", *, as_json: bool) -> int:
     with suppress(OSError):  # a full disk: the exit code and the line below say it
         end_run(run.out, counts, stopped=stopped)
     if as_json:
-        _event("end", **counts, with_warnings=warned, stopped=stopped, exit_code=code)
+        _event("end", **counts, with_warnings=warned, to_look_at=flagged, stopped=stopped, exit_code=code)
         return code
     if stopped:
         say(f"stopped: {stopped}")
     for reason, count in _skipped(outcome.rows) if not counts["done"] else ():
         say(f"{count} skipped: {reason}")
-    others = "".join(f", {counts[status]} {status}" for status in ("skipped", "edited", "pending") if counts[status])
+    further = {"to look at": flagged, **{status: counts[status] for status in ("skipped", "edited", "pending")}}
+    others = "".join(f", {count} {name}" for name, count in further.items() if count)
     before = f" ({run.failed_before} failed before: --retry-failed does them again)" if run.failed_before else ""
     typer.echo(
         f"{counts['done']} done, {counts['failed']} failed, {warned} with warnings{others}: "

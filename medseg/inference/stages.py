@@ -56,6 +56,7 @@ class Job:
     scans: tuple[Scan, ...] = ()
     prepared: Any = None
     label: Label | None = None
+    flags: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     result: Result | None = None
@@ -99,7 +100,7 @@ class Stages:
         headers = [Header(scan.voxels.shape, scan.affine, "", scan.voxels.nbytes) for scan in job.scans]
         self.check_disk(self.out, needs_of_scans(headers, self.bundle).disk_mb)
         job.warnings += [warning for scan in job.scans for warning in scan.warnings]
-        job.warnings += outside_range(job.scans, self._training_range)
+        job.flags += outside_range(job.scans, self._training_range)
         self._begin(job, "prepare")
         with torch.inference_mode():
             job.prepared = self.predictor.prepare(job.scans)
@@ -131,7 +132,7 @@ class Stages:
         label, notes = self.predictor.finish(job.label, job.scans)
         self._begin(job, "measure")
         measured, lesions = self._measure(label, job.scans[0])
-        flags = self.extras.flags(label, job.label, job.scans[0].affine)
+        flags = [*job.flags, *self.extras.flags(label, job.label, job.scans[0].affine)]
         told: Row = {"flags": flags, "warnings": job.warnings, "notes": [*job.notes, *notes], **measured}
         self._begin(job, "write")
         job.warnings += self.extras.write(job.case, job.scans[0], label, row=told, lesions=lesions)
