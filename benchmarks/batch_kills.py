@@ -125,9 +125,17 @@ def kill(folder: Folder, out: Path, *, whom: str, at_writing: bool, after_s: flo
 
 def _processes(pid: int, whom: str) -> list[psutil.Process]:
     command = psutil.Process(pid)
-    workers = [child for child in command.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    workers = [child for child in command.children(recursive=True) if "spawn_main" in " ".join(_words(child))]
     chosen: dict[str, list[psutil.Process]] = {"command": [command], "worker": workers, "both": [*workers, command]}
     return chosen[whom]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """The command line of a process; none of one that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # zombies too
+        return []
 
 
 def _half_written(out: Path) -> set[str]:
