@@ -1,17 +1,24 @@
 """Runs and evaluations against the first of them, case by case."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 
 from medseg.errors import ConfigError, DataError
+from medseg.metrics.case import lesion_name
 from medseg.review.differences import Difference, cautions, differences
 from medseg.review.entry import Entry
 from medseg.review.paired import SAME, SIGNIFICANT, PairedTest, holm, paired_test
 
 OF_REGIONS = ("dice", "dice_all", "nsd_2mm", "nsd_2px", "hd95_mm", "hd95_px")
 OF_LESIONS = ("lesion_recall", "lesion_f1")
-LOWER_IS_BETTER = ("hausdorff", "hd95", "assd", "error", "ece", "brier", "missed", "false_alarms", "merged", "split")
+SIGNED = re.compile(r"(^|_)(volume|area)_error_(ml|mm2|px)$")
+LOWER_IS_BETTER = re.compile(
+    r"(^|_)((hausdorff|hd95|assd)(_subvoxel)?_(mm|px)(_all)?|(volume|area)_error_(ml|mm2|px)|(ece|brier)(_global)?|fp|fn"
+    r"|(?<=lesion_)(missed|false_alarms|merged|split)|(?<=lesions_)(missed|false_alarms|merged|split))$"
+)
+NEITHER = re.compile(r"(^|_)((pred|reference)_(ml|mm2|px)|count_(pred|reference))$")  # as large as what is there
 MOST_ENTRIES = len(ascii_uppercase)
 
 
@@ -149,7 +156,7 @@ def compare(entries: Sequence[Entry], *, metrics: Sequence[str] = (), seed: int 
             )
         unpaired[other] = (_missing(first, entry), _missing(entry, first))
         for metric in tested:
-            pairs = [(case_id, first.rows[case_id].get(metric), entry.rows[case_id].get(metric)) for case_id in shared]
+            pairs = [(case_id, _value(first, case_id, metric), _value(entry, case_id, metric)) for case_id in shared]
             defined = [(case_id, a, b) for case_id, a, b in pairs if a is not None and b is not None]
             if not defined:
                 continue
@@ -167,6 +174,7 @@ def compare(entries: Sequence[Entry], *, metrics: Sequence[str] = (), seed: int 
         Result(metric, other, test, p_holm, left_out, len(tests))
         for (metric, other, test, left_out), p_holm in zip(tests, corrected, strict=True)
     )
+    unsigned = (f"{metric}: its size is compared, without its sign" for metric in tested if SIGNED.search(metric))
     return Comparison(
         entries=tuple(entries),
         letters=letters,
@@ -176,7 +184,7 @@ def compare(entries: Sequence[Entry], *, metrics: Sequence[str] = (), seed: int 
         lesions=tuple(lesions),
         unpaired=unpaired,
         differences=tuple(differences(entries)),
-        cautions=tuple(cautions(entries, letters)),
+        cautions=(*unsigned, *cautions(entries, letters)),
         seed=seed,
     )
 
@@ -190,25 +198,33 @@ def default_metrics(entries: Sequence[Entry]) -> list[str]:
         ConfigError: if they have none of it.
     """
     shared = _shared_metrics(entries)
-    regions = [name.removesuffix("_dice") for name in shared if name.endswith("_dice") and name != "lesion_dice"]
-    regions = [region for region in regions if not region.startswith("lesion_matched")]
+    called = ["lesion"] if "lesion_iou" in shared else []  # a region of that name: lesions' own figures are lesions_...
+    of_lesions = {lesion_name(name, called) for name in ("lesion_dice", "lesion_matched_dice")}
+    regions = [name.removesuffix("_dice") for name in shared if name.endswith("_dice") and name not in of_lesions]
     empty = {
         region for region in regions if any(_lacks(row, region) for entry in entries for row in entry.rows.values())
     }
     wanted = [f"{region}_{name}" for region in regions for name in OF_REGIONS if name != "dice_all" or region in empty]
-    found = [name for name in [*wanted, *OF_LESIONS] if name in shared]
+    wanted += [lesion_name(name, called) for name in OF_LESIONS]
+    found = [name for name in wanted if name in shared]
     if not found:
         raise ConfigError("the entries have no Dice in common: name what to compare with --metric")
     return found
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of a metric is the better one.
+    """Whether a smaller value of a metric is the better one; told by its end, for regions may have any name.
 
     >>> lower_is_better("tumor_hd95_mm"), lower_is_better("tumor_dice")
     (True, False)
     """
-    return any(part in metric for part in LOWER_IS_BETTER)
+    return LOWER_IS_BETTER.search(metric) is not None
+
+
+def _value(entry: Entry, case_id: str, metric: str) -> float | None:
+    """A figure of a case; of a signed error its size, for too little is no better than too much."""
+    value = entry.rows[case_id].get(metric)
+    return abs(value) if value is not None and SIGNED.search(metric) else value
 
 
 def _lacks(row: Mapping[str, float | None], region: str) -> bool:
@@ -226,6 +242,8 @@ def _checked(metrics: Sequence[str], entries: Sequence[Entry]) -> list[str]:
     for metric in metrics:
         if metric not in shared:
             raise ConfigError(f"not all entries have metric {metric!r}; they share {', '.join(shared) or 'none'}")
+        if NEITHER.search(metric):
+            raise ConfigError(f"metric {metric!r} is a size, and larger is neither better nor worse; test its error")
     return list(dict.fromkeys(metrics))
 
 

@@ -71,7 +71,7 @@ def cautions(entries: Sequence[Entry], letters: Sequence[str]) -> Iterator[str]:
             yield f"{letter} ran code with changes that no commit has: its commit does not repeat it"
         if entry.failed:
             cases = f"{plural(len(entry.failed), 'case')} ({named(entry.failed)})"
-            yield f"{letter} failed on {cases}: counted as empty masks"
+            yield f"{letter} failed on {cases}: counted as failures"
         if entry.unjudged:
             yield f"{letter} did not judge {plural(len(entry.unjudged), 'case')} ({named(entry.unjudged)})"
         if entry.facts.get("status") in ("failed", "killed", "stale", "running"):

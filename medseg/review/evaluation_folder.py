@@ -7,6 +7,7 @@ from typing import Any
 
 from medseg import tracking
 from medseg.errors import DataError
+from medseg.metrics.case import lesion_name
 from medseg.review.entry import VERSIONS, Entry, Row, number, parameters_of, texts
 
 CASES, SUMMARY = "cases.jsonl", "summary.json"
@@ -77,7 +78,8 @@ def _entry(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Entr
 def _row(metrics: Mapping[str, Any]) -> Row:
     """The numbers of a case, by the names of docs/metrics.md."""
     named = {f"{region}_{key}": value for region, scores in metrics["regions"].items() for key, value in scores.items()}
-    flat = {**named, **(metrics.get("lesions") or {}), **(metrics.get("overall") or {})}
+    lesions = {lesion_name(key, metrics["regions"]): value for key, value in (metrics.get("lesions") or {}).items()}
+    flat = {**named, **lesions, **(metrics.get("overall") or {})}
     return {key: number(value) for key, value in flat.items() if not isinstance(value, str)}
 
 

@@ -1,10 +1,12 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from evaluations import SIDE, box_metrics, case_ids, planted, write_evaluation
 
 from medseg.errors import ConfigError, DataError
+from medseg.metrics import case_metrics
 from medseg.review import compare, read_entries, read_evaluation
 from medseg.review.comparing import default_metrics, lower_is_better
 from medseg.review.entry import Entry
@@ -77,6 +79,44 @@ def test_smaller_distances_are_better():
     assert (found.gain, found.test.difference, found.verdict) == (3, -3, "better")
     assert lower_is_better("volume_error_ml")
     assert not lower_is_better("lesion_recall")
+
+
+def test_names_of_regions_do_not_turn_a_metric_around():
+    for region in ("precentral", "recess", "split_liver", "error", "lesion"):
+        assert not lower_is_better(f"{region}_dice")
+        assert lower_is_better(f"{region}_hd95_subvoxel_mm_all")
+    assert lower_is_better("tumor_fp")
+    assert lower_is_better("lesions_false_alarms")
+
+
+def test_measuring_too_little_is_no_better_than_too_much():
+    entries = [entry(dict.fromkeys("abcdefgh", error), metric="tumor_volume_error_ml") for error in (2.0, -30.0)]
+    comparison = compare(entries, metrics=["tumor_volume_error_ml"])
+    [found] = comparison.results
+    assert (found.test.mean_a, found.test.mean_b, found.verdict) == (2, 30, "worse")
+    assert "tumor_volume_error_ml: its size is compared, without its sign" in comparison.cautions
+
+
+def test_a_volume_is_neither_better_nor_worse():
+    entries = [entry({"a": 1.0}, metric="tumor_pred_ml"), entry({"a": 2.0}, metric="tumor_pred_ml")]
+    with pytest.raises(ConfigError, match="'tumor_pred_ml' is a size"):
+        compare(entries, metrics=["tumor_pred_ml"])
+
+
+def test_the_dice_of_a_region_called_lesion_is_not_that_of_its_pieces(tmp_path):
+    reference = np.zeros((20, 20), dtype=np.uint8)
+    reference[2:10, 2:10] = 1
+    reference[15, 15] = 1
+    pred = reference.copy()
+    pred[15, 15] = 0  # one of two pieces: their Dice is 1/2, that of the region nearly 1
+    settings = {"lesion_region": "lesion", "unit": "px", "definitions": ("voxel",)}
+    metrics = asdict(case_metrics(pred, reference, (1.0, 1.0), {"lesion": [1]}, **settings))
+    folder = write_evaluation(tmp_path / "a", {"one": 1.0}, metrics=lambda _: metrics)
+    read = read_evaluation(folder)
+    assert read.rows["one"]["lesion_dice"] == pytest.approx(128 / 129)
+    assert read.rows["one"]["lesions_dice"] == pytest.approx(1 / 2)
+    tested = default_metrics([read, read])
+    assert tested == ["lesion_dice", "lesion_nsd_2px", "lesion_hd95_px", "lesions_recall", "lesions_f1"]
 
 
 def test_mean_and_ranks_that_disagree_are_said_to():
