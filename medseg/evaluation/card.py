@@ -90,7 +90,9 @@ def card(content: Mapping[str, Any], records: Sequence[Record], judgment: Judgme
 
 def facts(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The first box: name, value and whether it is a warning."""
-    checked = "by the split of the model's run" if about["checked"] else "as the user says; no run to check it by"
+    checked = (
+        "by the split of the model's run" if about["checked"] else "as the user says; no run confirms it for all cases"
+    )
     held = {True: f"yes, {checked}", False: "NO: read the warnings below"}
     patients = f"{about['patients']}" if about["patients_known"] else f"{about['patients']} (each case taken for one)"
     seconds = about["seconds_per_case"]

@@ -104,6 +104,7 @@ def evaluate(
         ConfigError: if options do not fit.
     """
     options = options or Options()
+    _check_folders(masks, references, out)
     of_readers = {name: masks_in(folder) for name, folder in references.items()}
     if options.consensus:
         check_count(len(of_readers), options.consensus)
@@ -121,6 +122,19 @@ def evaluate(
         known["warnings"].append(f"{len(alone)} cases lack a reader and are not judged: {_some(sorted(alone))}")
     load = _loader(found, options, judgment)
     return write_folder(out, records, judgment, known, load=load, readers=readers)
+
+
+def _check_folders(masks: Path, references: Mapping[str, Path], out: Path) -> None:
+    """Whether each folder is one of its own: masks agree with themselves, and OUT replaces pages and tables.
+
+    Raises:
+        ConfigError: if two are the same.
+    """
+    known = {masks.resolve(): "PRED"}
+    for name, folder in [*((f"--ref {name}", folder) for name, folder in references.items()), ("OUT", out)]:
+        if other := known.get(folder.resolve()):
+            raise ConfigError(f"{folder.name}: {name} is the same folder as {other}; give each a folder of its own")
+        known[folder.resolve()] = name
 
 
 def _tasks(found: _Found, judgment: Judgment, options: Options) -> tuple[list[Task], list[Record]]:
@@ -215,7 +229,7 @@ def _about(found: _Found, records: Sequence[Record], options: Options, bundle: B
 
 
 def split_and_warnings(parts: Mapping[str, str], case_ids: Sequence[str], split: str) -> dict[str, Any]:
-    """`split`, `held_out` (True, False or "unknown"), whether a run says so (`checked`), and `warnings`.
+    """`split`, `held_out` (True, False or "unknown"), whether a run says so of all cases (`checked`), and `warnings`.
 
     Args:
         parts: case id -> part of the model's data, as far as its run is known.
@@ -236,7 +250,8 @@ def split_and_warnings(parts: Mapping[str, str], case_ids: Sequence[str], split:
     elif split in HELD_OUT_SPLITS or set(seen) == {"held_out"}:
         held_out = True
     told = split or ", ".join(f"{part} {len(ids)}" for part, ids in seen.items() if part != "unknown")
-    return {"split": told, "held_out": held_out, "checked": bool(set(seen) - {"unknown"}), "warnings": warnings}
+    checked = set(seen) == {"held_out"} or any(part in seen for part in SEEN_SPLITS)
+    return {"split": told, "held_out": held_out, "checked": checked, "warnings": warnings}
 
 
 def _reference_name(name: str, references: Mapping[str, Path], options: Options) -> str:

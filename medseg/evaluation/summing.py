@@ -37,7 +37,7 @@ def add_up(records: Sequence[Record], judgment: Judgment) -> dict[str, Any]:
         "pooled": pooled(metrics) if metrics else {},
         "subgroups": subgroups(counted, judgment),
         "by_size": detection_by_size(lesions),
-        "froc": _froc(lesions, len(metrics)),
+        "froc": _froc(lesions, sum(one.lesions is not None for one in metrics)),
         "agreement": agreements(records, judgment),
         "calibration": _calibration(metrics),
         "findings": {kind: ids for kind in TITLES if (ids := with_finding(records, kind))},

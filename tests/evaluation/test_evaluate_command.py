@@ -285,3 +285,35 @@ def test_a_case_that_lacks_a_reader_is_named(folders: tuple[Path, Path, Path], t
     _, output = run(masks, out, *readers, "--consensus", "staple")
     assert "2 cases lack a reader and are not judged: case_003, case_004" in output
     assert content(out)["about"]["n"] == 3
+
+
+def test_what_is_compared_with_itself_is_refused_and_nothing_is_written_over(folders: tuple[Path, Path, Path]) -> None:
+    masks, references, out = folders
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    with pytest.raises(ConfigError, match=r"--ref reference is the same folder as PRED"):
+        run(masks, out, "--ref", masks / ".." / masks.name)
+    with pytest.raises(ConfigError, match=r"--ref b is the same folder as --ref a"):
+        run(masks, out, "--ref", f"a={references}", "--ref", f"b={references}")
+    with pytest.raises(ConfigError, match=r"OUT is the same folder as PRED"):
+        run(masks, masks, "--ref", references)
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+    assert not out.exists()
+
+
+def test_false_alarms_per_case_are_of_cases_whose_lesions_were_judged(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    masks, references, out = folders
+    alarm = reference(0)
+    alarm[2:5, 2:5, 2:5] = 2
+    write_nifti(alarm, AFFINE, masks / "case_000_seg.nii.gz")
+    rows = [
+        {"case_id": f"case_{case:03}", "lesion": lesion, "mean_probability": 0.5}
+        for case in range(5)
+        for lesion in range(1, 20)
+    ]
+    write_csv(masks / "lesions.csv", rows, list(rows[0]))
+    table = [{"case_id": f"case_{case:03}", "labeled": "" if case < 2 else "liver"} for case in range(5)]
+    write_csv(tmp_path / "cases.csv", table, list(table[0]))
+    run(masks, out, "--ref", references, "--cases", tmp_path / "cases.csv")
+    assert content(out)["froc"]["false_alarms_per_case"] == [0.5]  # one, in the two cases that have tumors annotated

@@ -74,6 +74,8 @@ def test_what_the_model_has_seen_is_never_held_out() -> None:
     assert split_and_warnings(parts, ["deep/b"], "")["held_out"] is True
     assert split_and_warnings(parts, ["b", "x"], "")["held_out"] == "unknown"
     assert split_and_warnings({}, ["b"], "test")["checked"] is False
+    assert split_and_warnings(parts, ["b"], "test")["checked"] is True
+    assert split_and_warnings(parts, ["b", "x"], "test")["checked"] is False  # one of two is not all
 
 
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (-3.0, 18.0), (0.013, 0.0131), (-1e4, 3e5), (5.0, 5.0)])
