@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import DataError
+from medseg.inference.out_files import FOLDER, MASK_ENDINGS
 from medseg.reading import IMAGE_SUFFIXES, SUFFIXES, scan_stem
 
 ENDINGS = ("_seg", "_segmentation", "_mask", "_label", "_pred")  # of all masks of a folder; the first is medseg's
@@ -30,7 +31,8 @@ def masks_in(folder: Path) -> dict[str, Path]:
     """Mask files below a folder by case id.
 
     A case id is the path from the folder without suffix, and without an ending such as `_seg` that every mask has.
-    `segmentation-3` (LiTS) is the reference of `volume-3`.
+    `segmentation-3` (LiTS) is the reference of `volume-3`. Of a folder that `medseg predict` has written only its masks
+    are taken, not its other files of them.
 
     Raises:
         DataError: if there is no such folder, no mask in it, or two masks of a case.
@@ -38,6 +40,8 @@ def masks_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder.name}: no such folder of masks; check the path")
     files = [path for path in sorted(folder.rglob("*")) if _is_mask(path.relative_to(folder)) and path.is_file()]
+    if (folder / FOLDER).is_dir():  # its instances and .seg.nrrd files show the same masks again
+        files = [path for path in files if path.name.endswith(MASK_ENDINGS)]
     if not files:
         raise DataError(f"{folder.name}: no masks in it ({', '.join(SUFFIXES + IMAGE_SUFFIXES)}); check the path")
     ending = _common_ending([scan_stem(path) for path in files])

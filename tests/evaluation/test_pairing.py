@@ -32,7 +32,17 @@ def test_the_references_of_lits_belong_to_its_volumes(tmp_path: Path) -> None:
 
 
 def test_hidden_files_are_no_masks(tmp_path: Path) -> None:
-    assert set(masks_in(touch(tmp_path, "a.nii.gz", ".medseg/a.nii.gz", ".b.nii.gz"))) == {"a"}
+    assert set(masks_in(touch(tmp_path, "a.nii.gz", ".hidden/a.nii.gz", ".b.nii.gz"))) == {"a"}
+
+
+def test_of_a_folder_of_predictions_only_the_masks_are_taken(tmp_path: Path) -> None:
+    touch(tmp_path, "a_seg.nii.gz", "a_instances.nii.gz", "deep/b_seg.nii.gz", "deep/b_instances.nii.gz")
+    (tmp_path / ".medseg").mkdir()
+    (tmp_path / "a.seg.nrrd").write_bytes(b"the same again")
+    assert {case_id: path.name for case_id, path in masks_in(tmp_path).items()} == {
+        "a": "a_seg.nii.gz",
+        "deep/b": "b_seg.nii.gz",
+    }
 
 
 def test_what_lacks_its_other_half_is_named() -> None:
