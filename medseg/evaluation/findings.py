@@ -53,22 +53,36 @@ def findings(
         unit: of the affine.
     """
     regions, lesion_region = metrics.settings["regions"], metrics.settings["lesion_region"]
+    ignored = metrics.settings["ignore_label"]
+    if ignored is not None:
+        pred, reference = (np.where(reference == ignored, 0, labels) for labels in (pred, reference))
     box = bounding_box((pred != 0) | (reference != 0)) or (slice(None),)
     pred, reference = np.ascontiguousarray(pred[box]), np.ascontiguousarray(reference[box])
     found = _shifts(metrics, pred, reference, affine, unit)
     found += _of_lesions(metrics.lesion_rows, unit)
     for name, scores in metrics.regions.items():
         if scores["empty"] == "pred":
-            found.append({"kind": "nothing", "text": f"no {name} predicted, and there is {_size(scores, unit)}"})
+            text = f"no {name} predicted{_strange(pred, regions)}, and there is {_size(scores, unit)}"
+            found.append({"kind": "nothing", "text": text})
         elif scores["empty"] == "both":
-            found.append({"kind": "empty", "text": f"no {name} in the reference, and none predicted"})
+            text = f"no {name} in the reference{_strange(reference, regions)}, and none predicted"
+            found.append({"kind": "empty", "text": text})
         elif scores["empty"] == "reference":
             wrong = _size(scores, unit, of="pred")
-            found.append({"kind": "empty", "text": f"no {name} in the reference, but {wrong} predicted"})
+            text = f"no {name} in the reference{_strange(reference, regions)}, but {wrong} predicted"
+            found.append({"kind": "empty", "text": text})
         elif name != lesion_region:
             voxels = [np.isin(labels, regions[name]) for labels in (pred, reference)]
             found += _extra_pieces(name, voxels[0], voxels[1], scores, unit)
     return found
+
+
+def _strange(labels: NDArray[np.generic], regions: Mapping[str, Sequence[int]]) -> str:
+    """Label values that mean nothing here, said where a region is absent: perhaps they were meant for it."""
+    known = {0, *(value for values in regions.values() for value in values)}
+    strange = [str(value) for value in np.unique(labels).tolist() if value not in known]
+    more = ", ..." if len(strange) > MOST_NAMED else ""
+    return f" (it has label values of no region: {', '.join(strange[:MOST_NAMED])}{more})" if strange else ""
 
 
 def _of_lesions(rows: Sequence[Mapping[str, Any]], unit: Unit) -> list[Finding]:

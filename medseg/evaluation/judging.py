@@ -120,6 +120,8 @@ def judge(task: Task) -> Record:
         reference = read_label(task.reference, task.judgment.code_of_references())
     except DataError as error:
         return Record(task.case_id, "missing", f"the reference cannot be used: {error}")
+    if task.judgment.ignore_label is not None and (reference.voxels == task.judgment.ignore_label).all():
+        return Record(task.case_id, "missing", "nothing of the reference is labeled")
     if task.mask is None:
         return failed(task.case_id, reference, task.judgment, task.message, task.labeled, task.tolerances_mm)
     try:

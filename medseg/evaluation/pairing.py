@@ -42,7 +42,7 @@ def masks_in(folder: Path) -> dict[str, Path]:
     files = [path for path in sorted(folder.rglob("*")) if _is_mask(path.relative_to(folder)) and path.is_file()]
     if (folder / FOLDER).is_dir():  # its instances and .seg.nrrd files show the same masks again
         files = [path for path in files if path.name.endswith(MASK_ENDINGS)]
-    if not files:
+    if not files and not (folder / "report.csv").is_file():  # of medseg predict, where every case failed
         raise DataError(f"{folder.name}: no masks in it ({', '.join(SUFFIXES + IMAGE_SUFFIXES)}); check the path")
     ending = _common_ending([scan_stem(path) for path in files])
     found: dict[str, Path] = {}

@@ -317,3 +317,23 @@ def test_false_alarms_per_case_are_of_cases_whose_lesions_were_judged(
     write_csv(tmp_path / "cases.csv", table, list(table[0]))
     run(masks, out, "--ref", references, "--cases", tmp_path / "cases.csv")
     assert content(out)["froc"]["false_alarms_per_case"] == [0.5]  # one, in the two cases that have tumors annotated
+
+
+def test_where_every_case_failed_the_card_says_so(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, references, out = folders
+    masks = tmp_path / "all_failed"
+    rows = [{"case_id": f"case_{case:03}", "status": "failed", "message": "damaged"} for case in range(5)]
+    write_csv(masks / "report.csv", rows, list(rows[0]))
+    (masks / "run.json").write_text(json.dumps({"judgment": RECIPE}))
+    code, _ = run(masks, out, "--ref", references)
+    assert code == 3
+    assert content(out)["about"] | {"n": 5, "failed": 5} == content(out)["about"]
+    assert content(out)["summary"]["liver_dice_all"]["mean"] == 0
+
+
+def test_a_reference_of_which_nothing_is_labeled_is_no_success(folders: tuple[Path, Path, Path]) -> None:
+    masks, references, _ = folders
+    write_nifti(np.full(SHAPE, 255, dtype=np.uint8), AFFINE, references / "case_001.nii.gz")
+    judgment = Judgment.of_recipe({**RECIPE, "ignore_label": 255})
+    told = judge(Task("case_001", masks / "case_001_seg.nii.gz", references / "case_001.nii.gz", judgment))
+    assert (told.status, told.counted, told.message) == ("missing", False, "nothing of the reference is labeled")

@@ -65,6 +65,25 @@ def test_a_split_lesion_is_told() -> None:
     assert told(pred, label)["split"] == ["lesion 1 of the reference falls into 2 predicted ones"]
 
 
+def test_labels_of_no_region_are_named_where_a_region_is_absent() -> None:
+    label = reference(0)
+    strange = (label > 0).astype(np.uint8) * 7
+    [text, _] = told(strange, label)["nothing"]
+    assert text.startswith("no liver predicted (it has label values of no region: 7), and there is ")
+    assert "(it has label values of no region: 7), but" in told(label, strange)["empty"][0]
+
+
+def test_pieces_that_nobody_judges_are_not_accused() -> None:
+    label = reference(0)
+    pred = label.copy()
+    piece = ball((120, 100, 20), 14) & (label == 0)
+    pred[piece] = 1
+    assert "extra_piece" in told(pred, label)
+    ignored = np.where(piece, 255, label).astype(np.uint8)
+    metrics = case_metrics(pred, ignored, AFFINE, RECIPE["regions"], lesion_region="tumor", ignore_label=255)
+    assert findings(metrics, pred, ignored, AFFINE) == []
+
+
 def test_what_the_model_has_seen_is_never_held_out() -> None:
     parts = {"a": "training", "b": "held_out", "c": "validation"}
     seen = split_and_warnings(parts, ["a", "b", "c", "x"], "test")
