@@ -94,7 +94,11 @@ def facts(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         "by the split of the model's run" if about["checked"] else "as the user says; no run confirms it for all cases"
     )
     held = {True: f"yes, {checked}", False: "NO: read the warnings below"}
-    patients = f"{about['patients']}" if about["patients_known"] else f"{about['patients']} (each case taken for one)"
+    patients = (
+        f"{about['patients']}"
+        if about["patients_known"]
+        else f"{about['patients']} (a case without a name for its patient taken for one)"
+    )
     seconds = about["seconds_per_case"]
     failed, missing, extra = about["failed"], about["missing"], len(about.get("without_reference") or [])
     shown = [

@@ -128,8 +128,10 @@ def _check_folders(masks: Path, references: Mapping[str, Path], out: Path) -> No
     """Whether each folder is one of its own: masks agree with themselves, and OUT replaces pages and tables.
 
     Raises:
-        ConfigError: if two are the same.
+        ConfigError: if two are the same, or OUT is a file.
     """
+    if out.is_file():
+        raise ConfigError(f"{out.name}: OUT is a file; give a folder")
     known = {masks.resolve(): "PRED"}
     for name, folder in [*((f"--ref {name}", folder) for name, folder in references.items()), ("OUT", out)]:
         if other := known.get(folder.resolve()):

@@ -86,7 +86,7 @@ def numbers(records: Sequence[Record], figures: Mapping[str, Any], judgment: Jud
     return {
         "n": len(counted),
         "patients": len({record.patient or record.case_id for record in counted}),
-        "patients_known": any(record.patient for record in counted),
+        "patients_known": all(record.patient for record in counted),
         "failed": sum(record.status == "failed" for record in records),
         "missing": sum(record.status == "missing" for record in records),
         "empty_cases": figures["empty"][region]["reference"],

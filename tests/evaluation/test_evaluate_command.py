@@ -300,6 +300,23 @@ def test_what_is_compared_with_itself_is_refused_and_nothing_is_written_over(fol
     assert not out.exists()
 
 
+def test_out_that_is_a_file_is_refused(folders: tuple[Path, Path, Path]) -> None:
+    masks, references, out = folders
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match="card: OUT is a file; give a folder"):
+        run(masks, out, "--ref", references)
+    assert out.read_text() == "mine"
+
+
+def test_patients_of_whom_some_are_not_named_are_not_called_known(
+    folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    masks, references, out = folders
+    write_csv(tmp_path / "cases.csv", [{"case_id": "case_000", "patient": "7"}], ["case_id", "patient"])
+    run(masks, out, "--ref", references, "--cases", tmp_path / "cases.csv")
+    assert content(out)["about"] | {"patients": 5, "patients_known": False} == content(out)["about"]
+
+
 def test_false_alarms_per_case_are_of_cases_whose_lesions_were_judged(
     folders: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
