@@ -5,11 +5,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from medseg.errors import ConfigError
 from medseg.notices import notice
 from medseg.report.pages import page_style, page_template
 from medseg.review import charts
 from medseg.review.comparing import Comparison, Result, lower_is_better
+from medseg.review.evaluation_folder import CASES as CARD_CASES
 from medseg.review.paired import SIGNIFICANT
+from medseg.review.sources import RUN
 from medseg.review.tables import (
     COSTS,
     cost_rows,
@@ -40,7 +43,14 @@ def write_comparison(out: Path, comparison: Comparison) -> None:
     Args:
         out: folder, made if absent.
         comparison: what to show.
+
+    Raises:
+        ConfigError: if it is a file, a run or an evaluation, whose own page and tables would be gone.
     """
+    if out.is_file() or any((out / name).is_file() for name in (CARD_CASES, RUN)):
+        raise ConfigError(
+            f"{out.name}: no folder for a comparison, for it is a file, a run or an evaluation; name another"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_tables(out, comparison)
     with aside(out / PAGE) as temporary:

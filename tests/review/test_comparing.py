@@ -10,7 +10,7 @@ from medseg.metrics import case_metrics
 from medseg.review import compare, read_entries, read_evaluation
 from medseg.review.comparing import default_metrics, lower_is_better
 from medseg.review.entry import Entry
-from medseg.review.page import page
+from medseg.review.page import page, write_comparison
 
 
 def entry(values, *, name="model", metric="liver_dice", **known):
@@ -255,3 +255,14 @@ def test_a_folder_that_is_neither_is_refused(tmp_path):
 def test_the_planted_boxes_have_the_dice_they_should():
     assert box_metrics(0)["regions"]["liver"]["dice"] == 1
     assert box_metrics(SIDE**3)["regions"]["liver"]["dice"] == 0
+
+
+def test_no_comparison_is_written_over_an_evaluation(tmp_path):
+    folder = write_evaluation(tmp_path / "a", {"one": 0.5})
+    (folder / "index.html").write_text("the card")
+    comparison = compare([read_evaluation(folder), read_evaluation(folder)])
+    with pytest.raises(ConfigError, match=r"^a: no folder for a comparison"):
+        write_comparison(folder, comparison)
+    assert (folder / "index.html").read_text() == "the card"
+    write_comparison(tmp_path / "new", comparison)
+    assert (tmp_path / "new" / "index.html").is_file()
