@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from workflows.failure import failure_line
 
 logger = logging.getLogger(__name__)
 
+LET_GO_S = 0.5
 PATIENCE = timedelta(hours=2)  # the first one may draw pictures meanwhile
 FAILED, HEARD = "medseg/failed", "medseg/heard"
 ASKED_EVERY_S = 0.5
@@ -74,6 +76,9 @@ def stop() -> None:
     """Leave together."""
     if have_met():
         distributed.barrier()
+        # gloo's thread has yet to let go of the barrier's tensor, for which it needs Python's lock; torch 2.13 joins
+        # that thread with the lock held if the wrapped network is the group's last owner: both would wait for ever
+        time.sleep(LET_GO_S)
         distributed.destroy_process_group()
 
 
