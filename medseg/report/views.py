@@ -64,7 +64,8 @@ def plane_of(array: PatientArray, plane: Plane, index: int) -> tuple[NDArray[np.
     """
     across = ACROSS[plane]
     columns, rows = (axis for axis in range(3) if axis != across)
-    shown = np.take(array.voxels, index, axis=across)[::-1, ::-1].T  # from high to low: right, anterior, superior first
+    cut = tuple(index if axis == across else slice(None) for axis in range(3))  # a view; `np.take` copies the volume
+    shown = array.voxels[cut][::-1, ::-1].T  # from high to low: right, anterior, superior first
     return shown, array.spacing_mm[rows], array.spacing_mm[columns]
 
 
