@@ -2,7 +2,11 @@
 
 import os
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests are small, and run beside each other
 
 import numpy as np
 import pytest
@@ -22,6 +26,24 @@ def own_store():
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a folder a folder of runs, with an empty store: MLflow takes seconds for one, so it is made once."""
+    pytest.importorskip("mlflow")
+    from medseg.tracking import check_store
+
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    made = tmp_path_factory.mktemp("store")
+    check_store(made)
+
+    def copy(runs_dir: Path) -> Path:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made / "mlflow.db", runs_dir / "mlflow.db")
+        return runs_dir
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,17 @@ def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def bundle_run(in_checkout: None, tiny_overlay: Path, tmp_path: Path) -> Callable[..., Path]:
+def bundle_run(
+    in_checkout: None, tiny_overlay: Path, tmp_path: Path, new_store: Callable[[Path], Path]
+) -> Callable[..., Path]:
     """Run a run id of the liver recipe in this process; the newest run folder."""
     from monai.bundle import run
 
     def start(run_id: str, *overlays: str, **overrides: Any) -> Path:
         files = ["configs/unet_liver.json", *overlays, str(tiny_overlay)]
         runs = overrides.setdefault("output_dir", str(tmp_path / "runs"))
+        if not (Path(runs) / "mlflow.db").exists():
+            new_store(Path(runs))
         run(run_id, config_file=files, logging_file=False, **overrides)
         return max(path.parent for path in Path(runs).glob("*/run.json"))
 
