@@ -4,11 +4,13 @@ Every affine is `(4, 4)`, voxel index to mm, world axes growing to the patient's
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cc3d
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Box = tuple[slice, ...]
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 SUPERIOR = 2
 
@@ -82,19 +84,37 @@ def connected_lesions(mask: NDArray[np.generic]) -> NDArray[np.int32]:
     """
     numbers = np.zeros(mask.shape, dtype=np.int32)
     box = bounding_box(mask)
-    if box is None:
-        return numbers
-    lesions = np.ascontiguousarray(mask[box] != 0)  # so that ties are numbered alike whatever the memory order
-    # as bytes: with booleans cc3d 4.1.1 numbers some 2D maps wrongly and fails on lines of voxels
-    pieces = cc3d.connected_components(lesions.view(np.uint8), connectivity=26 if mask.ndim == 3 else 8)
-    sizes = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"].astype(np.int64)[1:]
-    rank = np.zeros(len(sizes) + 1, dtype=np.int32)
-    rank[1 + np.argsort(-sizes, kind="stable")] = np.arange(1, len(sizes) + 1)
-    numbers[box] = rank[pieces]
+    if box is not None:
+        numbers[box] = numbered_by_size(mask[box] != 0)[0]
     return numbers
 
 
-def bounding_box(mask: NDArray[np.generic]) -> tuple[slice, ...] | None:
+def numbered_by_size(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], dict[str, NDArray[Any]]]:
+    """Lesion numbers as of `connected_lesions`, of the whole array, and what is known of each lesion.
+
+    Returns:
+        Numbers on the mask's grid. Then, one row a lesion: `voxel_counts`, `bounding_boxes` (first and last index along
+        the first axis, the second, ...) and `centroids` (mean index).
+    """
+    lesions = np.ascontiguousarray(mask)  # so that ties are numbered alike whatever the memory order
+    # as bytes: with booleans cc3d 4.1.1 numbers some 2D maps wrongly and fails on lines of voxels
+    pieces = cc3d.connected_components(lesions.view(np.uint8), connectivity=26 if mask.ndim == 3 else 8)
+    found = cc3d.statistics(pieces, no_slice_conversion=True)
+    known = {name: found[name][1:] for name in ("voxel_counts", "bounding_boxes", "centroids")}
+    by_size = np.argsort(-known["voxel_counts"].astype(np.int64), kind="stable")
+    rank = np.zeros(len(by_size) + 1, dtype=np.int32)
+    rank[1 + by_size] = np.arange(1, len(by_size) + 1)
+    return rank[pieces], {name: values[by_size] for name, values in known.items()}
+
+
+def piece_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Voxels of each connected piece, as `connected_lesions` joins them, in no order."""
+    pieces = cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=26)
+    sizes: NDArray[np.int64] = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"][1:].astype(np.int64)
+    return sizes
+
+
+def bounding_box(mask: NDArray[np.generic]) -> Box | None:
     """Slices of the smallest box around what is not zero; None if everything is."""
     box = []
     for axis in range(mask.ndim):

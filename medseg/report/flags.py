@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import ConfigError
-from medseg.geometry import bounding_box, connected_lesions, voxel_volume_ml
+from medseg.geometry import Box, piece_sizes, voxel_volume_ml
+from medseg.regions import LabelFacts
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class FlagRules:
 
 
 def flags_of(
-    label: NDArray[np.integer],
-    raw: NDArray[np.integer],
+    label: NDArray[np.integer] | LabelFacts,
+    raw: NDArray[np.integer] | LabelFacts,
     affine: NDArray[np.float64],
     *,
     regions: Mapping[str, Sequence[int]],
@@ -73,39 +74,35 @@ def flags_of(
     """What to look at in a case, one short sentence each.
 
     Args:
-        label: the finished mask `(X, Y, Z)`.
-        raw: the mask before clean-up.
+        label: the finished mask `(X, Y, Z)`, or its facts where they are known.
+        raw: the mask before clean-up, or its facts.
         affine: `(4, 4)`, voxel index to mm.
         regions: name -> label values.
         rules: thresholds.
         confidence: mean confidence of each region, if it is known.
         agreement: Dice of each region between several predictions, if there were several.
     """
-    voxel_ml = voxel_volume_ml(affine)
+    voxel_ml, facts, before = voxel_volume_ml(affine), LabelFacts.of(label), LabelFacts.of(raw)
     flags = []
     for region, values in regions.items():
-        mask = np.isin(label, values)
-        volume = float(mask.sum() * voxel_ml)
+        volume = facts.voxels(values) * voxel_ml
         if volume == 0:
             if region in rules.none_found:
                 flags.append(f"{region}: none found")
         else:
             flags += _volume_flags(region, volume, rules)
-            if region in rules.at_border and touches_border(mask):
+            if region in rules.at_border and touches_border(facts.box(values), facts.label.shape):
                 flags.append(f"{region}: reaches the border of the scan, so its volume may be too small")
-        flags += _cleanup_flags(region, np.isin(raw, values), volume, voxel_ml, rules)
+        flags += _cleanup_flags(region, values, before, voxel_ml, rules, volume=volume)
         flags += _doubt_flags(region, confidence or {}, agreement or {}, rules)
     return flags
 
 
-def touches_border(mask: NDArray[np.bool_]) -> bool:
-    """Whether a mask has a voxel in the first or last slice along any axis; an axis of one voxel does not count."""
-    box = bounding_box(mask)
+def touches_border(box: Box | None, shape: Sequence[int]) -> bool:
+    """Whether a box has the first or last slice along any axis of a grid; an axis of one voxel does not count."""
     if box is None:
         return False
-    return any(
-        length > 1 and (part.start == 0 or part.stop == length) for part, length in zip(box, mask.shape, strict=True)
-    )
+    return any(length > 1 and (part.start == 0 or part.stop == length) for part, length in zip(box, shape, strict=True))
 
 
 def _volume_flags(region: str, volume: float, rules: FlagRules) -> list[str]:
@@ -117,16 +114,18 @@ def _volume_flags(region: str, volume: float, rules: FlagRules) -> list[str]:
     return [f"{region}: {volume:.1f} mL, outside the expected {low:g} to {high:g} mL"]
 
 
-def _cleanup_flags(region: str, raw: NDArray[np.bool_], volume: float, voxel_ml: float, rules: FlagRules) -> list[str]:
+def _cleanup_flags(
+    region: str, values: Sequence[int], raw: LabelFacts, voxel_ml: float, rules: FlagRules, *, volume: float
+) -> list[str]:
     flags = []
-    if region in rules.pieces_above_ml:
+    box = raw.box(values)
+    if region in rules.pieces_above_ml and box is not None:
         threshold = rules.pieces_above_ml[region]
-        sizes_ml = np.bincount(connected_lesions(raw).ravel())[1:] * voxel_ml
-        large = int((sizes_ml >= threshold).sum())
+        large = int((piece_sizes(raw.mask(values, box)) * voxel_ml >= threshold).sum())
         if large > 1:
             flags.append(f"{region}: {large} separate pieces of {threshold:g} mL or more before clean-up")
     if region in rules.removed_above_ml:
-        removed = float(raw.sum() * voxel_ml) - volume
+        removed = raw.voxels(values) * voxel_ml - volume
         if removed > rules.removed_above_ml[region]:
             flags.append(f"{region}: clean-up removed {removed:.1f} mL")
     return flags

@@ -10,15 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from medseg.geometry import (
-    bounding_box,
-    connected_lesions,
-    longest_3d_diameter_mm,
-    longest_in_plane_diameter_mm,
-    voxel_volume_ml,
-)
+from medseg.geometry import Box, longest_3d_diameter_mm, longest_in_plane_diameter_mm, voxel_volume_ml
+from medseg.regions import LabelFacts, Lesions
 from medseg.writing import aside
 
 Row = dict[str, Any]
@@ -26,21 +20,23 @@ THIRDS = (("left", "middle", "right"), ("posterior", "middle", "anterior"), ("lo
 
 
 def measure(
-    label: NDArray[np.integer],
+    label: NDArray[np.integer] | LabelFacts,
     affine: NDArray[np.float64],
     *,
     regions: Mapping[str, Sequence[int]],
     lesion_region: str | None = None,
+    found: Lesions | None = None,
     hu: NDArray[np.generic] | None = None,
     probability: NDArray[np.floating[Any]] | None = None,
 ) -> tuple[Row, list[Row]]:
     """Measurements of a case, and of each of its lesions.
 
     Args:
-        label: integer map `(X, Y, Z)`.
+        label: integer map `(X, Y, Z)`, or its facts where they are known.
         affine: `(4, 4)`, voxel index -> RAS mm.
         regions: region name -> the label values it is made of.
         lesion_region: region whose connected pieces are the lesions; none are sought if absent.
+        found: its lesions, where they are known.
         hu: the CT `(X, Y, Z)`; without it lesions have no mean HU.
         probability: of the lesion region `(X, Y, Z)`; without it lesions have no mean probability.
 
@@ -51,18 +47,19 @@ def measure(
         `longest_in_plane_diameter_mm`, `longest_3d_diameter_mm`, `mean_hu`, `mean_probability`, `location` in the organ
         in simple terms, and its centroid `x_mm, y_mm, z_mm` (RAS).
     """
-    voxel_ml = voxel_volume_ml(affine)
-    row: Row = {f"{name}_ml": float(np.isin(label, values).sum() * voxel_ml) for name, values in regions.items()}
+    facts, voxel_ml = LabelFacts.of(label), voxel_volume_ml(affine)
+    row: Row = {f"{name}_ml": facts.voxels(values) * voxel_ml for name, values in regions.items()}
     organ = organ_of(regions, lesion_region)
     if lesion_region is None:
         return row | {"lesion_count": None, "longest_diameter_mm": None}, []
     if organ is not None:
         row[f"{without_lesions(organ, lesion_region)}_ml"] = row[f"{organ}_ml"] - row[f"{lesion_region}_ml"]
-    numbers = connected_lesions(np.isin(label, regions[lesion_region]))
-    lesions = _lesion_rows(numbers, affine)
-    _add_means(lesions, numbers, "mean_hu", hu)
-    _add_means(lesions, numbers, "mean_probability", probability)
-    where = None if organ is None or not lesions else _Extent.of(np.isin(label, regions[organ]), affine)
+    found = Lesions.of(facts, regions[lesion_region]) if found is None else found
+    lesions = _lesion_rows(found, affine)
+    _add_means(lesions, found, "mean_hu", hu)
+    _add_means(lesions, found, "mean_probability", probability)
+    around = None if organ is None else facts.box(regions[organ])
+    where = None if around is None else _Extent.of(around, affine)
     for lesion in lesions:
         center = np.array([lesion[f"{axis}_mm"] for axis in "xyz"])
         lesion["location"] = None if where is None else where.words(center)
@@ -85,26 +82,30 @@ def without_lesions(organ: str, lesion_region: str) -> str:
 
 
 def measure_image(
-    label: NDArray[np.integer], *, regions: Mapping[str, Sequence[int]], lesion_region: str | None = None
+    label: NDArray[np.integer] | LabelFacts,
+    *,
+    regions: Mapping[str, Sequence[int]],
+    lesion_region: str | None = None,
+    found: Lesions | None = None,
 ) -> tuple[Row, list[Row]]:
     """Measurements of a 2D image, in pixels: an image has no mm.
 
     Args:
-        label: integer map `(X, Y, 1)`.
+        label: integer map `(X, Y, 1)`, or its facts where they are known.
         regions: region name -> the label values it is made of.
         lesion_region: region whose connected pieces are the lesions; none are sought if absent.
+        found: its lesions, where they are known.
 
     Returns:
         The case's row: `<region>_px` a region, `lesion_count`, `longest_diameter_px` (both None without
         `lesion_region`). Then one row a lesion, largest first: `lesion`, `area_px`, `longest_diameter_px` and its
         centroid `x_px, y_px`, counted from the first column and row.
     """
-    row: Row = {f"{name}_px": int(np.isin(label, values).sum()) for name, values in regions.items()}
+    facts = LabelFacts.of(label)
+    row: Row = {f"{name}_px": facts.voxels(values) for name, values in regions.items()}
     if lesion_region is None:
         return row | {"lesion_count": None, "longest_diameter_px": None}, []
-    mask = np.isin(label, regions[lesion_region])
-    numbers = connected_lesions(mask)
-    sizes = np.bincount(numbers.ravel())[1:].tolist()
+    found = Lesions.of(facts, regions[lesion_region]) if found is None else found
     lesions = [
         {
             "lesion": lesion["lesion"],
@@ -113,7 +114,7 @@ def measure_image(
             "x_px": lesion["x_mm"],
             "y_px": lesion["y_mm"],
         }
-        for lesion, area in zip(_lesion_rows(numbers, np.eye(4)), sizes, strict=True)
+        for lesion, area in zip(_lesion_rows(found, np.eye(4)), found.sizes, strict=True)
     ]
     longest = max((lesion["longest_diameter_px"] for lesion in lesions), default=0.0)
     return row | {"lesion_count": len(lesions), "longest_diameter_px": longest}, lesions
@@ -132,11 +133,8 @@ class _Extent:
     high: NDArray[np.float64]
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> "_Extent":
-        """Of a mask with at least one voxel; of an oblique one the box around its own box."""
-        box = bounding_box(mask)
-        if box is None:
-            raise ValueError("an empty organ has no extent")
+    def of(cls, box: Box, affine: NDArray[np.float64]) -> "_Extent":
+        """Of an organ's box of voxels; of an oblique one the box around that."""
         corners = np.array(list(product(*((part.start, part.stop - 1) for part in box))))
         places = corners @ affine[:3, :3].T + affine[:3, 3]
         return cls(places.min(axis=0), places.max(axis=0))
@@ -149,17 +147,16 @@ class _Extent:
         return f"{side}, {depth}, {height} third"
 
 
-def _lesion_rows(numbers: NDArray[np.int32], affine: NDArray[np.float64]) -> list[Row]:
-    """One row a lesion of a map of lesion numbers, in their order."""
-    rows = []
-    for number, box in enumerate(ndimage.find_objects(numbers), start=1):
-        lesion = numbers[box] == number  # the box alone: a diameter does not depend on where the lesion lies
-        center = [part.start + mean for part, mean in zip(box, ndimage.center_of_mass(lesion), strict=True)]
+def _lesion_rows(found: Lesions, affine: NDArray[np.float64]) -> list[Row]:
+    """One row a lesion, in the order of their numbers."""
+    rows, voxel_ml = [], voxel_volume_ml(affine)
+    for number, (voxels, box, center) in enumerate(zip(found.sizes, found.boxes, found.centers, strict=True), start=1):
+        lesion = found.numbers[box] == number  # the box alone: a diameter does not depend on where the lesion lies
         x_mm, y_mm, z_mm = (affine[:3, :3] @ center + affine[:3, 3]).tolist()
         rows.append(
             {
                 "lesion": number,
-                "volume_ml": float(lesion.sum() * voxel_volume_ml(affine)),
+                "volume_ml": voxels * voxel_ml,
                 "longest_in_plane_diameter_mm": longest_in_plane_diameter_mm(lesion, affine),
                 "longest_3d_diameter_mm": longest_3d_diameter_mm(lesion, affine),
                 "x_mm": x_mm,
@@ -170,14 +167,13 @@ def _lesion_rows(numbers: NDArray[np.int32], affine: NDArray[np.float64]) -> lis
     return rows
 
 
-def _add_means(lesions: Sequence[Row], numbers: NDArray[np.int32], name: str, values: NDArray[Any] | None) -> None:
+def _add_means(lesions: Sequence[Row], found: Lesions, name: str, values: NDArray[Any] | None) -> None:
     """Add to each lesion's row the mean of `values` over its voxels; None where there are no values."""
-    means = [None] * len(lesions)
+    means: Sequence[float | None] = [None] * len(lesions)
     if values is not None and lesions:
-        inside = numbers > 0
-        found = numbers[inside]
-        sums = np.bincount(found, weights=values[inside].astype(np.float64))
-        means = (sums[1:] / np.bincount(found)[1:]).tolist()
+        inside = np.nonzero(found.numbers)
+        sums = np.bincount(found.numbers[inside], weights=values[found.box][inside].astype(np.float64))
+        means = (sums[1:] / found.sizes).tolist()
     for lesion, mean in zip(lesions, means, strict=True):
         lesion[name] = mean
 

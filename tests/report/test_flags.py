@@ -56,7 +56,10 @@ def test_a_second_liver_before_cleanup_is_flagged():
 def test_a_mask_at_the_border_is_flagged():
     label = np.roll(sound(), -4, axis=2)
     assert flags(label) == ["liver: reaches the border of the scan, so its volume may be too small"]
-    assert not touches_border(np.ones((1, 3, 3), bool)[:, 1:2, 1:2])
+    inner = (slice(0, 1), slice(1, 2), slice(1, 2))
+    assert not touches_border(inner, (1, 3, 3))  # an axis of one voxel has no border
+    assert touches_border(inner, (2, 3, 3))
+    assert not touches_border(None, (2, 3, 3))
 
 
 def test_what_was_not_found_is_flagged():
