@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import ConfigError
+from medseg.networks import channels_last
 
 NormName = Literal["instance", "batch"] | None
 NormSetting = (
@@ -63,21 +64,30 @@ class InstanceNorm(nn.Module):
     """Each channel of each sample to mean 0 and variance 1, then a learned scale and shift; 2D and 3D.
 
     A map of one voxel (the deep levels of a small patch) has no variance: torch raises there, and the formula would
-    erase the features. Such a map is normalized over its channels instead.
+    erase the features. Such a map is normalized over its channels instead. Features that lie channels-last in memory
+    leave so (see `channels_last`).
+
+    Args:
+        channels: of the features.
+        in_place: in channels-last memory without a gradient write over the features, as after a convolution whose
+            output nothing else reads.
 
     Reference:
         Ulyanov et al., "Instance Normalization", 2016, arXiv:1607.08022; over channels: Ba et al., "Layer
         Normalization", 2016, arXiv:1607.06450.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, in_place: bool = False) -> None:
         super().__init__()
+        self.in_place = in_place
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, channels, *spatial)` -> the same shape."""
         if features.shape[2:].numel() > 1:
+            if channels_last.is_taken(features):
+                return channels_last.instance_norm(features, self.weight, self.bias, in_place=self.in_place)
             return F.instance_norm(features, weight=self.weight, bias=self.bias)
         return F.layer_norm(features.flatten(1), self.weight.shape, self.weight, self.bias).view_as(features)
 
@@ -184,8 +194,13 @@ def norm_or(own: NormName, norm: NormSetting) -> NormName:
 
 
 def norm_layers(norm: NormName, channels: int) -> list[nn.Module]:
-    """The norm in a list; an empty list without one."""
-    return [] if norm is None else [choose(NORM, "norm", norm)(channels)]
+    """The norm of a convolution's output in a list; an empty list without one."""
+    if norm is None:
+        return []
+    layer = choose(NORM, "norm", norm)(channels)
+    if isinstance(layer, InstanceNorm):
+        layer.in_place = True  # nothing else reads what the convolution gave
+    return [layer]
 
 
 def activation_layer(activation: ActivationName) -> nn.Module:

@@ -1,0 +1,123 @@
+"""Instance norm of maps whose channels lie side by side in memory (channels-last), on a CPU, without turning them back.
+
+Convolutions on a CPU are 1.5 times as fast in this layout, but torch's own instance norm copies such maps to the
+contiguous one. In this layout a sample is a matrix, one row a voxel and one column a channel, that torch's batch-norm
+kernels take a piece at a time: small enough for the processor's cache, and short enough for sums in float32 (torch's
+kernel alone is off by 1e-3 on 96^3 voxels).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PIECE_BYTES = 2**19  # of a map: half of a core's cache; pieces of 128 KB to 2 MB are within a quarter as fast
+PIECE_VOXELS = 2**12  # summed one after the other in float32
+EPSILON = 1e-5  # as torch's instance norm
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a batch
+
+
+def is_channels_last(features: Tensor) -> bool:
+    """Whether `features` lies channels-last in memory, and not at the same time contiguous, as of one channel."""
+    layout = LAYOUTS.get(features.ndim)
+    return layout is not None and not features.is_contiguous() and features.is_contiguous(memory_format=layout)
+
+
+def is_taken(features: Tensor) -> bool:
+    """Whether `instance_norm` is for these features: channels-last on a CPU, and run rather than traced."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not traced and features.device.type == "cpu" and features.dtype in DTYPES and is_channels_last(features)
+
+
+def instance_norm(features: Tensor, weight: Tensor, bias: Tensor, *, in_place: bool = False) -> Tensor:
+    """Each channel of each sample to mean 0 and variance 1, then scaled and shifted; the layout stays.
+
+    Args:
+        features: `(B, channels, *spatial)`, channels-last on a CPU, of more than one voxel.
+        weight: `(channels,)`.
+        bias: `(channels,)`.
+        in_place: write over `features` where no gradient will be asked for.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (features, weight, bias)):
+        out: Tensor = _InstanceNorm.apply(features, weight, bias)  # type: ignore[no-untyped-call]
+        return out
+    return _normalized(features, weight, bias, *moments(features), out=features if in_place else None)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of each sample, `(B, channels)` float32.
+
+    Pieces are joined as of Chan et al., "Algorithms for Computing the Sample Variance", The American Statistician 1983.
+    """
+    return _stacked(_moments(_rows(sample)) for sample in features)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    unused = rows.new_zeros(rows.shape[1], dtype=torch.float32), rows.new_ones(rows.shape[1], dtype=torch.float32)
+    pieces = _pieces(rows)
+    means, variances = _stacked(torch.batch_norm_update_stats(piece, *unused, 0.0) for piece in pieces)
+    share = torch.tensor([len(piece) / len(rows) for piece in pieces])[:, None]
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean).square())).sum(0)
+
+
+def _normalized(
+    features: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, *, out: Tensor | None = None
+) -> Tensor:
+    out = torch.empty_like(features) if out is None else out
+    weight, bias = weight.float(), bias.float()
+    for sample, written, its_mean, its_variance in zip(features, out, mean, variance, strict=True):
+        for piece, target in zip(_pieces(_rows(sample)), _pieces(_rows(written)), strict=True):
+            unused = mean.new_empty(0), mean.new_empty(0)
+            torch.native_batch_norm(
+                piece, weight, bias, its_mean, its_variance, False, 0.0, EPSILON, out=(target, *unused)
+            )
+    return out
+
+
+class _InstanceNorm(torch.autograd.Function):
+    """The norm with its gradient, which torch's batch norm gives sample by sample."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        mean, variance = moments(features)
+        ctx.save_for_backward(features, weight, mean, (variance + EPSILON).rsqrt())
+        return _normalized(features, weight, bias, mean, variance)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features, weight, mean, scale = ctx.saved_tensors
+        layout = LAYOUTS[features.ndim]
+        of_features = torch.empty_like(features)
+        of_weight, of_bias = torch.zeros_like(mean[0]), torch.zeros_like(mean[0])
+        for sample, arriving, its_mean, its_scale, leaving in zip(
+            features, gradient.contiguous(memory_format=layout), mean, scale, of_features, strict=True
+        ):
+            found = torch.ops.aten.native_batch_norm_backward(
+                _rows(arriving), _rows(sample), weight.float(), None, None, its_mean, its_scale, True, EPSILON,
+                (True, True, True),
+            )  # fmt: skip
+            _rows(leaving).copy_(found[0])
+            of_weight += found[1]
+            of_bias += found[2]
+        return of_features, of_weight.to(weight.dtype), of_bias.to(weight.dtype)
+
+
+def _rows(sample: Tensor) -> Tensor:
+    """A sample `(channels, *spatial)` that lies channels-last, as the matrix `(voxels, channels)` that it is."""
+    return sample.movedim(0, -1).flatten(0, -2)
+
+
+def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
+    voxels = min(PIECE_VOXELS, max(1, PIECE_BYTES // (rows.shape[1] * rows.element_size())))
+    pieces: tuple[Tensor, ...] = torch.split(rows, voxels)
+    return pieces
+
+
+def _stacked(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    first, second = zip(*pairs, strict=True)
+    return torch.stack(first), torch.stack(second)

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+
+from medseg.networks import UNet
+from medseg.networks.blocks import InstanceNorm, conv_norm_act
+from medseg.networks.channels_last import LAYOUTS, instance_norm, is_taken
+
+SHAPES = [(1, 8, 9, 7, 5), (3, 5, 6, 1, 7), (2, 8, 33, 17), (1, 600, 3, 4, 2)]
+
+
+def laid(shape, dtype=torch.float32, *, mean=2.0, seed=0):
+    """Random numbers channels-last in memory."""
+    random = np.random.default_rng(seed)
+    return torch.tensor(random.normal(mean, 3, shape)).to(dtype).contiguous(memory_format=LAYOUTS[len(shape)])
+
+
+def formula(features, weight, bias):
+    """Instance norm in float64, written out."""
+    axes = tuple(range(2, features.ndim))
+    mean = features.mean(axes, keepdim=True)
+    variance = ((features - mean) ** 2).mean(axes, keepdim=True)
+    sides = (-1, *[1] * len(axes))
+    return (features - mean) / (variance + 1e-5).sqrt() * weight.view(sides) + bias.view(sides)
+
+
+def parameters(channels):
+    random = np.random.default_rng(1)
+    return tuple(torch.tensor(random.normal(1, 0.5, channels), dtype=torch.float32) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_norm_is_the_formula_and_keeps_the_layout(shape, dtype, tolerance):
+    features, (weight, bias) = laid(shape, dtype), parameters(shape[1])
+    before = features.clone()
+    out = instance_norm(features, weight, bias)
+    expected = formula(features.double(), weight.double(), bias.double())
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=LAYOUTS[len(shape)])
+    assert ((out.double() - expected).abs() <= tolerance * expected.abs().clamp_min(1)).all()
+    assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_sums_over_many_voxels_stay_exact(mean):
+    features, (weight, bias) = laid((1, 4, 80, 80, 80), mean=mean), parameters(4)
+    expected = formula(features.double(), weight.double(), bias.double())
+    ours = (instance_norm(features, weight, bias) - expected).abs().max()
+    theirs = (torch.nn.functional.batch_norm(features, None, None, weight, bias, True) - expected).abs().max()
+    assert ours < 2e-5
+    assert ours < theirs / 10  # torch's kernel for this layout
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("arrives_contiguous", [True, False])
+def test_the_gradient_is_that_of_the_formula(shape, arrives_contiguous):
+    gradient = laid(shape, mean=0.3, seed=2)
+    found, expected = [], []
+    for answers, function, dtype in ((found, instance_norm, torch.float32), (expected, formula, torch.float64)):
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in (laid(shape), *parameters(shape[1]))]
+        arriving = gradient.to(dtype).contiguous() if arrives_contiguous else gradient.to(dtype)
+        function(*inputs).backward(arriving)
+        answers += [tensor.grad for tensor in inputs]
+    assert found[0].is_contiguous(memory_format=LAYOUTS[len(shape)])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5 * theirs.abs().max().item(), rtol=1e-5)
+
+
+def test_it_is_written_in_place_only_without_a_gradient():
+    block = conv_norm_act(3, 2, 4, activation="leaky_relu").to(memory_format=torch.channels_last_3d)
+    assert block[1].in_place
+    features = laid((1, 4, 3, 4, 5))
+    with torch.no_grad():
+        assert block[1](features).data_ptr() == features.data_ptr()
+    features = laid((1, 4, 3, 4, 5))
+    assert block[1](features).data_ptr() != features.data_ptr()
+    assert torch.equal(features, laid((1, 4, 3, 4, 5)))
+    with torch.no_grad():
+        assert InstanceNorm(4)(features).data_ptr() != features.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        torch.zeros(1, 1, 4, 4, 4),
+        torch.zeros(1, 4, 4, 4, 4),
+        laid((1, 4, 4, 4, 4), torch.float64),
+        laid((2, 4, 6, 4, 4))[:, :, ::2],
+    ],
+)
+def test_other_features_take_torchs_own_norm(features):
+    assert not is_taken(features)
+    norm = InstanceNorm(features.shape[1]).to(features.dtype)
+    torch.testing.assert_close(
+        norm(features), formula(features.double(), norm.weight.double(), norm.bias.double()).to(features.dtype)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_channels_last_network_has_the_gradients_of_a_contiguous_one(batch):
+    torch.manual_seed(0)
+    network = UNet(3, 2, 3, widths=(4, 8, 16), activation="leaky_relu", deep_supervision=True).train()
+    image = torch.randn(batch, 2, 16, 15, 13)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        network.to(memory_format=layout).zero_grad()
+        logits = network(image.contiguous(memory_format=layout))
+        sum((level**2).mean() for level in logits).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    for contiguous, last in zip(*gradients, strict=True):
+        assert (contiguous - last).norm() <= 1e-4 * contiguous.norm()
+
+
+def test_features_stay_channels_last_through_a_whole_network():
+    network = UNet(3, 2, 3, widths=(4, 8, 16)).to(memory_format=torch.channels_last_3d).eval()
+    layouts = []
+    for module in network.modules():
+        if isinstance(module, InstanceNorm):
+            module.register_forward_hook(lambda _, inputs, output: layouts.append((inputs[0], output)))
+    with torch.inference_mode():
+        network(laid((1, 2, 12, 12, 12)))
+    assert layouts
+    assert all(each.is_contiguous(memory_format=torch.channels_last_3d) for pair in layouts for each in pair)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_norm_takes_channels_last_features():
+    norm, features = InstanceNorm(4), laid((2, 4, 6, 5, 4))
+    compiled = torch.compile(norm, fullgraph=True)(features)
+    torch.testing.assert_close(compiled, formula(features.double(), norm.weight.double(), norm.bias.double()).float())
