@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import nibabel as nib
 import numpy as np
 from isal import igzip, igzip_lib
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, NDArray
 
 from medseg.errors import DataError
+from medseg.nifti_header import header_bytes
 
-SCANNER_SPACE = 1  # NIfTI code of sform and qform: scanner-based anatomical millimeters
-SHEAR_TOLERANCE = 1e-4
 FAST = 1  # isal's level: nine times as fast as zlib's level 6 on labels, and about as small
 PIECE_BYTES = 1 << 20
 RENAME_TRIES, RENAME_WAIT_S = 20, 0.25  # five seconds for a viewer to let go of the file
@@ -78,8 +75,8 @@ def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path
     """
     target = Path(path)
     try:
-        header = _header(voxels, np.asarray(affine, dtype=np.float64))
-    except HeaderDataError as error:
+        header = header_bytes(voxels.shape, voxels.dtype, np.asarray(affine, dtype=np.float64))
+    except ValueError as error:
         raise DataError(f"{target.name}: NIfTI cannot hold it ({error}); write whole numbers or float32") from error
     content = (header, _bytes_on_disk(voxels))
     compressed = target.name.lower().endswith(".gz")
@@ -137,20 +134,6 @@ def _cannot_be_written(target: Path, error: Exception) -> DataError:
     return DataError(f"{target.name}: cannot be written ({reason}); free space or choose another folder")
 
 
-def _header(voxels: NDArray[np.generic], affine: NDArray[np.float64]) -> bytes:
-    """Of one NIfTI-1 file, with the mark that no extension follows."""
-    image = nib.Nifti1Image(np.empty((1, 1, 1), dtype=np.uint8), None)
-    header = image.header
-    header.set_data_dtype(voxels.dtype)
-    header.set_data_shape(voxels.shape)
-    header.set_slope_inter(1, 0)
-    image.set_sform(affine, code=SCANNER_SPACE)
-    image.set_qform(affine, code=0 if _is_sheared(affine) else SCANNER_SPACE)
-    header.set_xyzt_units(xyz="mm")
-    header["vox_offset"] = header.single_vox_offset
-    return bytes(header.binaryblock) + bytes(header.single_vox_offset - header.sizeof_hdr)
-
-
 def _bytes_on_disk(voxels: NDArray[np.generic]) -> memoryview:
     """First axis fastest, little-endian, as the header says."""
     voxels = np.asfortranarray(voxels, dtype=voxels.dtype.newbyteorder("<"))
@@ -178,8 +161,3 @@ def _reads_back(content: tuple[bytes, memoryview], path: Path, *, compressed: bo
                 if stream.read(len(piece)) != bytes(piece):
                     return False
         return not stream.read(1)
-
-
-def _is_sheared(affine: NDArray[np.float64]) -> bool:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return not np.allclose(axes.T @ axes, np.eye(3), atol=SHEAR_TOLERANCE)

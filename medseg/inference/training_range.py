@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from medseg.geometry import spacing_mm
+from medseg.geometry import spacing_mm, world_axes
 from medseg.reading import Header, Scan
 
 AXES = ("right", "front", "head")
@@ -99,7 +98,7 @@ def _field_of_view_mm(affine: NDArray[np.float64], shape: Sequence[int]) -> list
 
 def _axes(affine: NDArray[np.float64]) -> list[int]:
     """The scan's axis along right, front and head."""
-    return [int(axis) for axis in np.argsort(io_orientation(affine)[:, 0])]
+    return [int(axis) for axis in np.argsort([world for world, _ in world_axes(affine)])]
 
 
 def _percentiles(voxels: NDArray[np.generic]) -> list[float]:

@@ -7,11 +7,11 @@ Reference:
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
+from medseg.nifti_header import NiftiHeader
 from medseg.reading.grid import checked_affine
 
 ORIENT_BYTE = 252
@@ -24,7 +24,7 @@ UNFLIPPED = {  # where the three stored axes point
 SPM_SUFFIX = ".mat"
 
 
-def analyze_grid(header: nib.Spm99AnalyzeHeader, path: Path) -> tuple[NDArray[np.float64], str]:
+def analyze_grid(header: NiftiHeader, path: Path) -> tuple[NDArray[np.float64], str]:
     """Affine by the header's orientation field, its origin at the first voxel, and the warning that goes with it.
 
     Args:
@@ -37,15 +37,15 @@ def analyze_grid(header: nib.Spm99AnalyzeHeader, path: Path) -> tuple[NDArray[np
     name = path.name
     if path.with_suffix(SPM_SUFFIX).is_file():
         raise DataError(f"{name}: Analyze with SPM's orientation in a .mat file; convert it to NIfTI with SPM first")
-    orient = header.binaryblock[ORIENT_BYTE]
+    orient = header.bytes[ORIENT_BYTE]
     if orient not in UNFLIPPED:
         raise DataError(
             f"{name}: Analyze of orientation {orient}, which programs read differently; convert it to NIfTI"
         )
     plane, axes = UNFLIPPED[orient]
     affine = np.eye(4)
-    affine[:3, :3] = np.array(axes).T * header["pixdim"][1:4].astype(np.float64)
-    if (header["pixdim"][1:4] < 0).any():
+    affine[:3, :3] = np.array(axes).T * header.spacing
+    if (header.spacing < 0).any():
         raise DataError(f"{name}: negative voxel sizes in the header; convert it to NIfTI")
     return checked_affine(affine, name), (
         f"Analyze 7.5: left and right follow its orientation field ({plane} unflipped, stored from right to left), "

@@ -3,26 +3,29 @@
 Voxels are read by `medseg.reading.stored`, to the gzip trailer so that its checksum counts.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
 from medseg.geometry import orientation_code, spacing_mm
+from medseg.nifti_header import (
+    EXTENSION_FLAG_BYTES,
+    LAST_ANALYZE_TYPE,
+    NIFTI1_BYTES,
+    NIFTI2_BYTES,
+    ONE_FILE_MAGIC,
+    PAIR_MAGIC,
+    NiftiHeader,
+)
 from medseg.reading.analyze import analyze_grid
 from medseg.reading.grid import checked_affine, grid_warnings
 from medseg.reading.scan import damaged
 from medseg.reading.stored import Stored
 from medseg.reading.stream import STREAM_ERRORS, Compression, byte_stream
 
-HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by their size in bytes, the first number in the file
-ANALYZE_BYTES = 348
-EXTENSION_FLAG_BYTES = 4
-ONE_FILE_MAGIC = (b"n+1", b"n+2")
-PAIR_MAGIC = (b"ni1", b"ni2")
 HEADER_SUFFIXES, VOXEL_SUFFIXES = (".hdr", ".hdr.gz"), (".img", ".img.gz")
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # 0: not said, by common use mm; the spacing must be plausible
 UNIT_NAMES = {1: "meters", 3: "micrometers"}
@@ -41,7 +44,7 @@ def stored_nifti(path: Path) -> Stored:
     header_file, voxel_file = paired_files(path)
     try:
         with byte_stream(header_file, compression=_compression(header_file)) as stream:
-            block = stream.read(max(HEADERS))
+            block = stream.read(NIFTI2_BYTES)
     except STREAM_ERRORS as error:
         raise damaged(path, error) from error
     if not voxel_file.is_file():
@@ -50,7 +53,7 @@ def stored_nifti(path: Path) -> Stored:
         return _interpret(block, path, voxel_file, is_pair=header_file != voxel_file)
     except DataError:
         raise
-    except (HeaderDataError, ValueError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{path.name}: bad NIfTI header ({error}); export the scan again") from error
 
 
@@ -74,20 +77,19 @@ def _compression(path: Path) -> Compression:
 
 def _interpret(block: bytes, path: Path, voxel_file: Path, *, is_pair: bool) -> Stored:
     name = path.name
-    size = next((size for size in HEADERS for order in "<>" if block[:4] == np.array(size, order + "i4").tobytes()), 0)
-    if not size or len(block) < size:
-        raise DataError(f"{name}: not a NIfTI file, or cut short in its header; copy or export it again")
-    header = HEADERS[size](block[:size], check=False)
-    magic = header["magic"].item()[:3]
-    if is_pair and size == ANALYZE_BYTES and magic not in ONE_FILE_MAGIC + PAIR_MAGIC:
-        return _interpret_analyze(nib.Spm99AnalyzeHeader(block[:size], check=False), path, voxel_file)
-    if magic not in (PAIR_MAGIC if is_pair else ONE_FILE_MAGIC):
+    try:
+        header = NiftiHeader(block)
+    except ValueError as error:
+        raise DataError(f"{name}: not a NIfTI file, or cut short in its header; copy or export it again") from error
+    if is_pair and header.size == NIFTI1_BYTES and header.magic not in ONE_FILE_MAGIC + PAIR_MAGIC:
+        return _interpret_analyze(header, path, voxel_file)
+    if header.magic not in (PAIR_MAGIC if is_pair else ONE_FILE_MAGIC):
         raise DataError(f"{name}: header and voxels are in two files or it is no NIfTI; convert it to one .nii.gz")
     shape = _shape(header, name)
-    offset = int(header["vox_offset"])
-    if offset < (0 if is_pair else size + EXTENSION_FLAG_BYTES):
+    offset = int(header.number("vox_offset"))
+    if offset < (0 if is_pair else header.size + EXTENSION_FLAG_BYTES):
         raise DataError(f"{name}: voxels start at byte {offset}, inside the header; export the scan again")
-    slope, intercept = header.get_slope_inter()
+    slope, intercept = header.slope_and_intercept
     affine, warnings = _affine(header, name)
     return Stored(
         path,
@@ -97,37 +99,37 @@ def _interpret(block: bytes, path: Path, voxel_file: Path, *, is_pair: bool) -> 
         voxel_file,
         compression=_compression(voxel_file),
         offset=offset,
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
+        slope=slope,
+        intercept=intercept,
         warnings=warnings + _grid_warnings(shape, affine, name),
     )
 
 
-def _interpret_analyze(header: nib.Spm99AnalyzeHeader, path: Path, voxel_file: Path) -> Stored:
+def _interpret_analyze(header: NiftiHeader, path: Path, voxel_file: Path) -> Stored:
     name = path.name
     shape = _shape(header, name)
     affine, warning = analyze_grid(header, path)
-    offset = int(header["vox_offset"])
+    offset = int(header.number("vox_offset"))
     if offset < 0:
         raise DataError(f"{name}: voxels start at byte {offset}, before the file; export the scan again")
-    slope, _ = header.get_slope_inter()
+    slope = header.number("scl_slope")
     return Stored(
         path,
         shape,
         affine,
-        _voxel_type(header, name),
+        _voxel_type(header, name, last=LAST_ANALYZE_TYPE),
         voxel_file,
         compression=_compression(voxel_file),
         offset=offset,
-        slope=1.0 if slope is None else float(slope),
+        slope=slope if slope and np.isfinite(slope) else 1.0,
         warnings=(warning, *_grid_warnings(shape, affine, name)),
     )
 
 
-def _shape(header: nib.Nifti1Header | nib.Spm99AnalyzeHeader, name: str) -> tuple[int, ...]:
+def _shape(header: NiftiHeader, name: str) -> tuple[int, ...]:
     """Voxels along each axis, without trailing axes of one volume."""
-    shape = tuple(int(length) for length in header.get_data_shape())
-    if not 0 < int(header["dim"][0]) < 8 or min(shape, default=0) < 1:
+    shape = header.shape
+    if min(shape, default=0) < 1:
         raise DataError(f"{name}: the header declares a grid of {shape} voxels; export the scan again")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -139,26 +141,20 @@ def _grid_warnings(shape: tuple[int, ...], affine: NDArray[np.float64], name: st
     return grid_warnings(shape, affine, name) if len(shape) >= 3 else ()
 
 
-def _voxel_type(header: nib.Nifti1Header | nib.Spm99AnalyzeHeader, name: str) -> np.dtype[np.generic]:
-    code = int(header["datatype"])
-    try:
-        voxel_type = header.get_data_dtype()
-    except (HeaderDataError, KeyError) as error:
-        raise DataError(f"{name}: unknown voxel type {code}; export the scan again") from error
-    if not voxel_type.itemsize:
+def _voxel_type(header: NiftiHeader, name: str, *, last: int = np.iinfo(np.int16).max) -> np.dtype[np.generic]:
+    code, voxel_type = int(header.number("datatype")), header.voxel_type
+    if voxel_type is None or code > last:
         raise DataError(f"{name}: unknown voxel type {code}; export the scan again")
     return voxel_type
 
 
-def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+def _affine(header: NiftiHeader, name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """The sform, else the qform, in mm; with neither, left and right would be guessed."""
-    if header["pixdim"][0] == 0:
-        header["pixdim"][0] = 1  # the standard reads 0 as 1
-    codes = int(header["sform_code"]), int(header["qform_code"])
+    codes = int(header.number("sform_code")), int(header.number("qform_code"))
     if max(codes) <= 0:
         raise DataError(f"{name}: no orientation in the header (sform and qform codes are 0); export the scan again")
-    affine = checked_affine(header.get_sform() if codes[0] > 0 else header.get_qform(), name)
-    stored = tuple(float(length) for length in header["pixdim"][1:4])
+    affine = checked_affine(header.sform if codes[0] > 0 else header.qform, name)
+    stored = header.spacing
     if not np.allclose(stored, spacing_mm(affine), rtol=SPACING_TOLERANCE):
         raise DataError(
             f"{name}: two voxel sizes in one header, {_lengths(stored)} (pixdim) and {_lengths(spacing_mm(affine))} "
@@ -166,7 +162,7 @@ def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], t
         )
     warnings = []
     if min(codes) > 0:
-        quaternion = checked_affine(header.get_qform(), name)
+        quaternion = checked_affine(header.qform, name)
         by_sform, by_qform = orientation_code(affine), orientation_code(quaternion)
         if by_sform != by_qform:
             raise DataError(
@@ -175,7 +171,7 @@ def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], t
             )
         if not np.allclose(quaternion, affine, rtol=0, atol=SPACING_TOLERANCE * max(stored)):
             warnings.append("sform and qform place the scan differently; the sform was used")
-    unit = int(header["xyzt_units"]) & 7
+    unit = int(header.number("xyzt_units")) & 7
     if unit not in MM_PER_UNIT:
         raise DataError(f"{name}: unknown unit of length {unit} in the header; export the scan again in mm")
     if unit in UNIT_NAMES:
@@ -184,5 +180,5 @@ def _affine(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], t
     return affine, tuple(warnings)
 
 
-def _lengths(spacing: tuple[float, ...]) -> str:
+def _lengths(spacing: Iterable[float]) -> str:
     return " x ".join(f"{length:.4g}" for length in spacing)
