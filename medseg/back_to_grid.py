@@ -7,7 +7,7 @@ interpolating every class everywhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ Labels = NDArray[np.uint8]  # uint16 where there are more than 256 values
 Voxel = TypeVar("Voxel", bound=np.generic)
 
 TILE_VOXELS = 64  # of the scan, along each edge: 1 MB of float32 a channel
+MOST_KEPT = 8  # interpolated channels of a tile, 1 MB each
 LONGEST_TILE = 48  # working voxels along an edge; longer ones are rarely of one class
 
 
@@ -38,21 +39,45 @@ class Tile:
         logits: `(C, r, a, s)` at the cells' corners, float32.
         weights: for each axis `(scan voxels, corners)`, of linear interpolation.
         where: the scan voxels, axes in working order.
+        asked: channels that were interpolated, the first few with their values, for who asks again; None to keep none.
     """
 
     logits: Tensor
     weights: tuple[Tensor, Tensor, Tensor]
     where: tuple[slice, slice, slice]
+    asked: dict[int, Tensor | None] | None = None
 
     def channel(self, index: int) -> Tensor:
-        """One channel at the tile's scan voxels."""
+        """One channel at the tile's scan voxels; not to be changed in place."""
+        if self.asked is None:
+            return self.interpolated(self.logits[index])
+        found = self.asked.get(index)
+        if found is None:
+            found = self.interpolated(self.logits[index])
+            self.asked[index] = found if len(self.asked) < MOST_KEPT else None
+        return found
+
+    def within(self, box: tuple[slice, slice, slice]) -> "Tile":
+        """The part of the tile in a box of its scan voxels."""
+        rows = [weights[side] for weights, side in zip(self.weights, box, strict=True)]
+        needed = [each.any(dim=0).nonzero()[:, 0] for each in rows]
+        corners = [slice(int(columns[0]), int(columns[-1]) + 1) for columns in needed]
+        first, second, third = (each[:, side] for each, side in zip(rows, corners, strict=True))
+        where = [
+            slice(own.start + side.start, own.start + side.stop) for own, side in zip(self.where, box, strict=True)
+        ]
+        asked = {index: None if found is None else found[box] for index, found in (self.asked or {}).items()}
+        logits = self.logits[(slice(None), *corners)]
+        return Tile(logits, (first, second, third), (where[0], where[1], where[2]), asked)
+
+    def interpolated(self, corners: Tensor) -> Tensor:
+        """Values `(r, a, s)` at the cells' corners -> those at the tile's scan voxels."""
         first, second, third = self.weights
-        corners = self.logits[index]
         rows = torch.matmul(second, corners.reshape(-1, len(third[0])).matmul(third.T).view(*corners.shape[:2], -1))
         return first.matmul(rows.flatten(1)).view(len(first), len(second), len(third))
 
 
-Choose = Callable[[Tile], Tensor | int]  # labels of a tile's scan voxels, or the one they all have
+Watch = Callable[[Tile, Tensor | int], None]  # is told a tile and its labels, or the one they all have
 
 
 @dataclass(frozen=True)
@@ -71,7 +96,15 @@ class LabelMaker:
         """Logits `(C, R, A, S)` on `grid` -> labels `(X, Y, Z)` on the scan's grid."""
         return self.from_slabs([(slice(0, logits.shape[1]), logits)], grid)
 
-    def from_slabs(self, slabs: Slabs, grid: Grid, *, axis: int = 0, probabilities: Path | None = None) -> Labels:
+    def from_slabs(
+        self,
+        slabs: Slabs,
+        grid: Grid,
+        *,
+        axis: int = 0,
+        probabilities: Path | None = None,
+        watch: Watch | None = None,
+    ) -> Labels:
         """Labels `(X, Y, Z)` on the scan's own grid, stored with x fastest, as NIfTI has it.
 
         Args:
@@ -79,6 +112,7 @@ class LabelMaker:
             grid: where the logits lie, and the scan's own grid.
             axis: working axis the slabs follow each other along.
             probabilities: a `.npy` file to write, `(C, X, Y, Z)` float16; never whole in memory.
+            watch: is told each tile and its labels, such as a `medseg.confidence.Confidence`.
 
         Returns:
             uint8, or uint16 where there are more label values than that holds; 0 outside the grid's box.
@@ -86,17 +120,19 @@ class LabelMaker:
         Raises:
             ConfigError: if the values of regions are not one a channel.
         """
-        return self.from_tiles(tiles(slabs, grid, axis=axis), grid, probabilities=probabilities)
+        return self.from_tiles(tiles(slabs, grid, axis=axis), grid, probabilities=probabilities, watch=watch)
 
-    def from_tiles(self, tiles: Iterable[Tile], grid: Grid, *, probabilities: Path | None = None) -> Labels:
+    def from_tiles(
+        self, tiles: Iterable[Tile], grid: Grid, *, probabilities: Path | None = None, watch: Watch | None = None
+    ) -> Labels:
         """As `from_slabs`, of tiles that together hold every scan voxel the grid's box decides about."""
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # bfloat16 would round the logits
             if probabilities is None:
-                return self._labels(tiles, grid, None)
+                return self._labels(tiles, grid, None, watch)
             with aside(probabilities) as path:
-                return self._labels(tiles, grid, path)
+                return self._labels(tiles, grid, path, watch)
 
-    def _labels(self, tiles: Iterable[Tile], grid: Grid, path: Path | None) -> Labels:
+    def _labels(self, tiles: Iterable[Tile], grid: Grid, path: Path | None, watch: Watch | None) -> Labels:
         remaining = iter(tiles)
         first = next(remaining, None)
         if first is None:
@@ -107,11 +143,15 @@ class LabelMaker:
         turned = seen_along_working_axes(label, grid)
         stored = None if path is None else self._probability_file(path, channels, grid)
         for tile in chain([first], remaining):
+            if watch is not None:
+                tile = replace(tile, asked={})
             found = winner(tile) if self.values is None else painted(tile, self.values)
             if isinstance(found, Tensor):
                 turned[tile.where] = found.numpy()
             elif found:
                 turned[tile.where] = found
+            if watch is not None:
+                watch(tile, found)
             if stored is not None:
                 stored[(slice(None), *tile.where)] = self._probabilities(tile)
         return label
