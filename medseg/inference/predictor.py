@@ -1,5 +1,7 @@
 """One case: scans in, labels on the scan's own grid out."""
 
+import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
+
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
