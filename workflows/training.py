@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import ConfigError
+from medseg.networks.channels_last import to_channels_last
 from workflows import activations, distributed
 from workflows.experiment import Experiment
 from workflows.schedules import follow, update_count
@@ -61,7 +62,7 @@ class TrainingStep:
         device: torch.device = engine.state.device
         image, label = batch["image"].to(device), batch["label"].to(device)
         if self.channels_last:
-            image = image.contiguous(memory_format=last_layout(image.ndim - 2))
+            image = to_channels_last(image)
         opens, updates, group = self._place(engine)
         engine.network.train()
         if opens:

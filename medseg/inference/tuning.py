@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
+from medseg.networks.channels_last import LAYOUTS, to_channels_last
 
 Layout = Literal["contiguous", "channels_last"]
 
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a batch of windows
 TRIALS: tuple[Layout, ...] = (
     "contiguous",
     "contiguous",
@@ -91,13 +91,13 @@ class Runner:
         return logits
 
     def _run(self, windows: Tensor, layout: Layout) -> Tensor:
-        wanted = CHANNELS_LAST.get(windows.ndim) if layout == "channels_last" else torch.contiguous_format
-        if wanted is None:
+        if windows.ndim not in LAYOUTS:
             return self.call(windows)
         if layout != self._current:
+            wanted = LAYOUTS[windows.ndim] if layout == "channels_last" else torch.contiguous_format
             self.network.to(memory_format=wanted)  # type: ignore[call-overload]
             self._current = layout
-        return self.call(windows.contiguous(memory_format=wanted))
+        return self.call(to_channels_last(windows) if layout == "channels_last" else windows.contiguous())
 
 
 def probed_batch_size(forward: Callable[[Tensor], object], window: Tensor, *, start: int = 1) -> int:

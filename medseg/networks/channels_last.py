@@ -21,13 +21,28 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensio
 
 
 def is_channels_last(features: Tensor) -> bool:
-    """Whether `features` lies channels-last in memory, and not at the same time contiguous, as of one channel."""
+    """Whether `features` lies channels-last in memory; one channel by its strides alone, one voxel never."""
     layout = LAYOUTS.get(features.ndim)
-    return layout is not None and not features.is_contiguous() and features.is_contiguous(memory_format=layout)
+    if layout is None or features.stride(1) != 1 or features.shape[2:].numel() == 1:
+        return False
+    return features.is_contiguous(memory_format=layout)
+
+
+def to_channels_last(features: Tensor) -> Tensor:
+    """`features` channels-last in memory, one channel so by its strides: torch would leave those, and lose the layout.
+
+    Args:
+        features: `(B, channels, *spatial)`, 2D or 3D.
+    """
+    laid = features.contiguous(memory_format=LAYOUTS[features.ndim])
+    if laid.shape[1] > 1:
+        return laid
+    sample, *rest = laid.stride()
+    return laid.as_strided(laid.shape, (sample, 1, *rest[1:]))
 
 
 def is_taken(features: Tensor) -> bool:
-    """Whether `instance_norm` is for these features: channels-last on a CPU, and run rather than traced."""
+    """Whether this module is for these features: channels-last on a CPU, and run rather than traced."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return not traced and features.device.type == "cpu" and features.dtype in DTYPES and is_channels_last(features)
 

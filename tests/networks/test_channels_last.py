@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from medseg.networks import UNet
-from medseg.networks.blocks import InstanceNorm, conv_norm_act
-from medseg.networks.channels_last import LAYOUTS, instance_norm, is_taken
+from medseg.networks.blocks import Conv3d, InstanceNorm, conv_norm_act
+from medseg.networks.channels_last import LAYOUTS, instance_norm, is_channels_last, is_taken, to_channels_last
 
 SHAPES = [(1, 8, 9, 7, 5), (3, 5, 6, 1, 7), (2, 8, 33, 17), (1, 600, 3, 4, 2)]
 
@@ -114,16 +114,49 @@ def test_a_channels_last_network_has_the_gradients_of_a_contiguous_one(batch):
         assert (contiguous - last).norm() <= 1e-4 * contiguous.norm()
 
 
-def test_features_stay_channels_last_through_a_whole_network():
-    network = UNet(3, 2, 3, widths=(4, 8, 16)).to(memory_format=torch.channels_last_3d).eval()
+@pytest.mark.parametrize("channels", [1, 2])
+def test_features_stay_channels_last_through_a_whole_network(channels):
+    network = UNet(3, channels, 3, widths=(4, 8, 16)).to(memory_format=torch.channels_last_3d).eval()
     layouts = []
     for module in network.modules():
         if isinstance(module, InstanceNorm):
             module.register_forward_hook(lambda _, inputs, output: layouts.append((inputs[0], output)))
     with torch.inference_mode():
-        network(laid((1, 2, 12, 12, 12)))
+        logits = network(to_channels_last(torch.randn(1, channels, 12, 12, 12)))
+    assert is_channels_last(logits)
     assert layouts
     assert all(each.is_contiguous(memory_format=torch.channels_last_3d) for pair in layouts for each in pair)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 5, 6), (2, 1, 4, 5), (2, 3, 4, 5), (1, 3, 4, 5, 6)])
+def test_images_are_laid_channels_last_whatever_their_channels(shape):
+    image = torch.randn(shape)
+    laid_out = to_channels_last(image)
+    assert torch.equal(laid_out, image)
+    assert laid_out.stride(1) == 1
+    assert is_channels_last(laid_out)
+    assert not is_channels_last(image)
+    assert not is_channels_last(torch.randn(2, 5, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "settings"),
+    [(1, 4, {}), (6, 3, {"kernel_size": 1}), (4, 8, {"stride": (2, 1, 2), "groups": 2}), (4, 4, {"dilation": 2})],
+)
+def test_a_channels_last_convolution_is_torchs(in_channels, out_channels, settings):
+    settings = {"kernel_size": 3, "padding": 1, "bias": False} | settings
+    conv = Conv3d(in_channels, out_channels, **settings)
+    image = torch.randn(1, in_channels, 9, 8, 7)
+    answers = []
+    for function, given in ((conv, to_channels_last(image)), (conv.double(), image.double())):
+        given = given.requires_grad_()
+        out = function.to(given.dtype)(given)
+        out.square().sum().backward()
+        answers.append([out, given.grad, conv.weight.grad])
+        conv.zero_grad()
+    assert is_channels_last(answers[0][0])
+    for ours, theirs in zip(*answers, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), atol=2e-5 * theirs.abs().max().item(), rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
