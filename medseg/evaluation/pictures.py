@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from medseg.errors import DataError
 from medseg.evaluation.judging import Record
 from medseg.evaluation.judgment import Judgment
+from medseg.geometry import bounding_box
 from medseg.reading import Scan
-from medseg.report.views import ACROSS, PatientArray, Plane, around, as_data_uri, css_colors, picture, to_patient
+from medseg.regions import is_one_of
+from medseg.report.views import ACROSS, PatientArray, Plane, Scene, around, as_data_uri, css_colors, picture, to_patient
 
 MOST = 10
 SIZE = 340
@@ -94,23 +96,22 @@ def draw(loaded: Loaded, judgment: Judgment, region: str) -> tuple[Mapping[str, 
     """
     affine = UPRIGHT if judgment.unit == "px" else loaded.reference.affine
     values = judgment.regions[region]
-    masks = {
-        "prediction": to_patient(np.isin(loaded.pred, values), affine).voxels.astype(bool),
-        "reference": to_patient(np.isin(loaded.reference.voxels, values), affine).voxels.astype(bool),
-    }
+    pred, reference = (is_one_of(label, values) for label in (loaded.pred, loaded.reference.voxels))
+    both = to_patient(pred + np.uint8(2) * reference, affine)  # 1: predicted alone, 2: of the reference alone
     voxels = _gray(loaded, affine)
     window = judgment.window if judgment.window and loaded.image is not None else _own_window(voxels.voxels)
-    wrong = masks["prediction"] ^ masks["reference"]
+    scene = Scene(voxels, window, both, {"prediction": [1, 3], "reference": [2, 3]})
+    wrong = is_one_of(both.voxels, [1, 2])
     planes: tuple[Plane, ...] = ("axial",) if judgment.unit == "px" else ("axial", "coronal")
+    inside = None if judgment.unit == "px" else bounding_box(both.voxels)
+    whole = tuple(slice(0, n) for n in wrong.shape)
     shown = []
     for plane in planes:
         sums = wrong.sum(axis=tuple(axis for axis in range(3) if axis != ACROSS[plane]))
-        box = None if judgment.unit == "px" else around(masks["prediction"] | masks["reference"], voxels.spacing_mm)
+        box = None if judgment.unit == "px" else around(inside or whole, wrong.shape, voxels.spacing_mm)
         if box is not None and plane != "axial":
             box = (box[0], slice(0, wrong.shape[1]), box[2])
-        drawn = picture(
-            voxels, masks, plane, int(sums.argmax()), window=window, size=SIZE, box=box, marks=judgment.unit == "mm"
-        )
+        drawn = picture(scene, plane, int(sums.argmax()), size=SIZE, box=box, marks=judgment.unit == "mm")
         where = "the image" if judgment.unit == "px" else f"{plane} slice where most differs"
         shown.append(
             {"uri": as_data_uri(drawn), "alt": f"{where}, {region}: prediction and reference", "caption": where}

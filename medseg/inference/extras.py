@@ -3,18 +3,17 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
 from medseg.formats import Structures, write_formats, write_label_tables
-from medseg.geometry import connected_lesions
 from medseg.inference.cases import Case
 from medseg.inference.messages import Extras, Row
 from medseg.inference.tables import about_pages
 from medseg.reading import Scan
+from medseg.regions import LabelFacts, Lesions
 from medseg.report.flags import FlagRules, flags_of
 from medseg.report.pages import draw_case, page_path, write_case_page
 from medseg.writing import write_nifti
@@ -50,7 +49,7 @@ class CaseExtras:
         if bundle.unit == "mm":
             write_label_tables(out, self.structures)
 
-    def flags(self, label: NDArray[Any], raw: NDArray[Any], affine: NDArray[np.float64]) -> list[str]:
+    def flags(self, label: LabelFacts, raw: LabelFacts, affine: NDArray[np.float64]) -> list[str]:
         """What a person should look at in a case; see `medseg.report.flags`. Images in pixels have no flags."""
         if self.bundle.unit == "px":
             return []
@@ -60,10 +59,11 @@ class CaseExtras:
         self,
         case: Case,
         scan: Scan,
-        label: NDArray[np.unsignedinteger],
+        label: LabelFacts,
         *,
         row: Row,
         lesions: Sequence[Row],
+        found: Lesions | None,
     ) -> list[str]:
         """Write page, instances and formats of a case.
 
@@ -73,19 +73,18 @@ class CaseExtras:
             label: the finished mask on the scan's grid.
             row: of the report; `flags`, `warnings` and `notes` as lists.
             lesions: rows of lesions.csv.
+            found: the lesions; None for a model that seeks none.
 
         Returns:
             Warnings: what could not be written, and why.
         """
         warnings: list[str] = []
-        region = self.bundle.lesion_region
-        numbers = None if region is None else connected_lesions(np.isin(label, self.bundle.regions[region]))
         in_mm = self.bundle.unit == "mm"
-        if self.extras.instances and numbers is not None and in_mm:
-            write_nifti(_smallest(numbers), scan.affine, self.out / f"{case.case_id}{INSTANCES_ENDING}")
+        if self.extras.instances and found is not None and in_mm:
+            write_nifti(found.whole(), scan.affine, self.out / f"{case.case_id}{INSTANCES_ENDING}")
         if self.extras.formats and in_mm:
             warnings = write_formats(
-                label,
+                label.label,
                 scan.affine,
                 self.out / case.case_id,
                 formats=self.extras.formats,
@@ -95,14 +94,9 @@ class CaseExtras:
         if self.extras.pages:
             shown = row | {"case_id": case.case_id, "warnings": [*row["warnings"], *warnings]}
             try:
-                drawn = draw_case(scan.voxels, label, scan.affine, self.about, lesions=numbers)
+                drawn = draw_case(scan.voxels, label, scan.affine, self.about, lesions=found)
                 write_case_page(page_path(self.out, case.case_id), self.about, shown, lesions, drawn)
             except (ValueError, TypeError, IndexError) as error:  # a picture must not cost a mask
                 logger.warning("no page of a case", exc_info=True)
                 warnings.append(f"no page: it could not be drawn ({type(error).__name__})")
         return warnings
-
-
-def _smallest(numbers: NDArray[np.int32]) -> NDArray[np.generic]:
-    """Lesion numbers in the smallest type that holds them."""
-    return numbers.astype(np.uint8 if numbers.max(initial=0) < 256 else np.uint16)

@@ -21,6 +21,7 @@ from medseg.inference.training_range import outside_range
 from medseg.memory import peak_memory_mb
 from medseg.reading import Header, Scan, read_channels, read_header, scan_stem
 from medseg.reading.plausibility import check_hu
+from medseg.regions import LabelFacts, Lesions
 from medseg.report.measurements import measure, measure_image
 from medseg.writing import write_mask_png, write_nifti
 
@@ -131,11 +132,15 @@ class Stages:
             raise RuntimeError("no label map to write")
         label, notes = self.predictor.finish(job.label, job.scans)
         self._begin(job, "measure")
-        measured, lesions = self._measure(label, job.scans[0])
-        flags = [*job.flags, *self.extras.flags(label, job.label, job.scans[0].affine)]
+        facts = LabelFacts.of(label)
+        before = facts if label is job.label else LabelFacts.of(job.label)
+        region = self.bundle.lesion_region
+        found = None if region is None else Lesions.of(facts, self.bundle.regions[region])
+        measured, lesions = self._measure(facts, found, job.scans[0])
+        flags = [*job.flags, *self.extras.flags(facts, before, job.scans[0].affine)]
         told: Row = {"flags": flags, "warnings": job.warnings, "notes": [*job.notes, *notes], **measured}
         self._begin(job, "write")
-        job.warnings += self.extras.write(job.case, job.scans[0], label, row=told, lesions=lesions)
+        job.warnings += self.extras.write(job.case, job.scans[0], facts, row=told, lesions=lesions, found=found)
         # the mask last: once it is there it is soon recorded
         target = mask_path(self.out, job.case, self.bundle)
         if self.bundle.unit == "px":
@@ -182,12 +187,12 @@ class Stages:
         if self.hook is not None:
             self.hook(step, job.case.case_id)
 
-    def _measure(self, label: Label, scan: Scan) -> tuple[Row, list[Row]]:
+    def _measure(self, facts: LabelFacts, found: Lesions | None, scan: Scan) -> tuple[Row, list[Row]]:
         regions, lesion_region = self.bundle.regions, self.bundle.lesion_region
         if self.bundle.unit == "px":
-            return measure_image(label, regions=regions, lesion_region=lesion_region)
+            return measure_image(facts, regions=regions, lesion_region=lesion_region, found=found)
         hu = scan.voxels if self.bundle.modality == "CT" else None
-        return measure(label, scan.affine, regions=regions, lesion_region=lesion_region, hu=hu)
+        return measure(facts, scan.affine, regions=regions, lesion_region=lesion_region, found=found, hu=hu)
 
 
 def without_names(message: str, case: Case) -> str:

@@ -17,12 +17,16 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from medseg.geometry import Box
 from medseg.notices import SYNTHETIC, notice
+from medseg.regions import LabelFacts, Lesions
 from medseg.report.views import (
     ACROSS,
-    PatientArray,
     Plane,
+    Scene,
+    around,
     as_data_uri,
+    box_to_patient,
     css_colors,
     montage,
     picture,
@@ -90,44 +94,49 @@ class Drawn:
 
 def draw_case(
     image: NDArray[np.generic],
-    label: NDArray[np.integer],
+    label: NDArray[np.integer] | LabelFacts,
     affine: NDArray[np.float64],
     about: About,
     *,
-    lesions: NDArray[np.integer] | None = None,
+    lesions: Lesions | None = None,
 ) -> Drawn:
     """Pictures through the largest lesion, else through the middle of the first region, else of the scan.
 
     Args:
         image: intensities `(X, Y, Z)`.
-        label: the mask on the same grid.
+        label: the mask on the same grid, or its facts where they are known.
         affine: `(4, 4)`, voxel index to RAS mm.
         about: names and colors of regions.
-        lesions: lesion numbers on the same grid, the largest being 1.
+        lesions: lesions on the same grid.
     """
+    facts = LabelFacts.of(label)
     if about.unit == "px":
         affine = UPRIGHT
     shown = to_patient(image, affine)
-    mask = to_patient(label, affine).voxels
-    regions = {name: np.isin(mask, values) for name, values in about.regions.items()}
-    numbers = None if lesions is None else PatientArray(to_patient(lesions, affine).voxels, shown.spacing_mm)
+    numbers = None
+    if lesions is not None and lesions.sizes:
+        numbers = to_patient(lesions.numbers, affine, box=lesions.box, shape=lesions.shape)
     window = about.window or _own_window(image)
+    scene = Scene(shown, window, to_patient(facts.label, affine), about.regions, numbers)
     if about.unit == "px":
-        flat = picture(shown, regions, "axial", 0, window=window, numbers=numbers, marks=False, size=640)
+        flat = picture(scene, "axial", 0, marks=False, size=640)
         return Drawn(({"uri": as_data_uri(flat), "alt": "The image with contours", "caption": ""},))
-    center, through = _center(regions, numbers)
+    center, through = _center(facts, affine, about, lesions)
     views = []
     for plane in PLANES:
-        view = picture(shown, regions, plane, center[ACROSS[plane]], window=window, numbers=numbers)
+        view = picture(scene, plane, center[ACROSS[plane]])
         views.append(
             {
                 "uri": as_data_uri(view),
-                "alt": f"{plane} slice through {through} with contours of {', '.join(regions)}",
+                "alt": f"{plane} slice through {through} with contours of {', '.join(about.regions)}",
                 "caption": f"{plane}, through {through}",
             }
         )
-    any_region = any(region.any() for region in regions.values())
-    return Drawn(tuple(views), as_data_uri(montage(shown, regions, window=window)) if any_region else "")
+    everything = facts.box([value for values in about.regions.values() for value in values])
+    if everything is None:
+        return Drawn(tuple(views))
+    box = around(box_to_patient(everything, facts.label.shape, affine), shown.voxels.shape, shown.spacing_mm)
+    return Drawn(tuple(views), as_data_uri(montage(scene, box)))
 
 
 def write_case_page(path: Path, about: About, row: Row, lesions: Sequence[Row], drawn: Drawn) -> None:
@@ -247,17 +256,41 @@ def _volumes(about: About, row: Row) -> list[dict[str, str]]:
     return shown
 
 
-def _center(regions: Mapping[str, NDArray[np.bool_]], numbers: PatientArray | None) -> tuple[list[int], str]:
+def _center(
+    facts: LabelFacts, affine: NDArray[np.float64], about: About, lesions: Lesions | None
+) -> tuple[list[int], str]:
     """Voxel that the pictures cut through, in the patient's axes, and what it is the middle of."""
-    candidates = [] if numbers is None else [("lesion 1", numbers.voxels == 1)]
-    for name, mask in [*candidates, *regions.items()]:
-        if mask.any():
-            places = np.argwhere(mask)
-            middle = places.mean(axis=0)
-            nearest = places[np.abs(places - middle).sum(axis=1).argmin()]  # inside, also of a curved region
-            return nearest.tolist(), name
-    shape = next(iter(regions.values())).shape
-    return [length // 2 for length in shape], "the middle of the scan"
+    shape = facts.label.shape
+    if lesions is not None and lesions.sizes:
+        within = lesions.boxes[0]
+        sides = zip(lesions.box, within, strict=True)
+        around_it = tuple(slice(side.start + part.start, side.start + part.stop) for side, part in sides)
+        return _middle(lesions.numbers[within] == 1, around_it, shape, affine), "lesion 1"
+    for name, values in about.regions.items():
+        box = facts.box(values)
+        if box is not None:
+            return _middle(facts.mask(values, box), box, shape, affine), name
+    return [length // 2 for length in to_patient(facts.label, affine).voxels.shape], "the middle of the scan"
+
+
+def _middle(mask: NDArray[np.bool_], box: Box, shape: Sequence[int], affine: NDArray[np.float64]) -> list[int]:
+    """The voxel of a mask, known in its box, that is nearest to the middle of all: inside, also of a curved one."""
+    turned = to_patient(mask, affine).voxels
+    start = np.array([side.start for side in box_to_patient(box, shape, affine)])
+    counts = [turned.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+    middle = np.array(
+        [each @ (np.arange(len(each)) + first) / each.sum() for each, first in zip(counts, start, strict=True)]
+    )
+    reach = 2
+    while True:  # all voxels nearer than `reach` are looked at, so the nearest of them is the nearest of all
+        low = np.maximum(np.floor(middle).astype(int) - start - reach, 0)
+        stop = np.floor(middle).astype(int) - start + reach + 2
+        places = np.argwhere(turned[tuple(map(slice, low, stop))]) + low + start
+        away = np.abs(places - middle).sum(axis=1)
+        if len(places) and away.min() <= reach:
+            nearest: list[int] = places[away.argmin()].tolist()
+            return nearest
+        reach *= 2
 
 
 def _own_window(image: NDArray[np.generic]) -> tuple[float, float]:

@@ -8,14 +8,16 @@ planes, anterior is on the left in sagittal ones, and anterior or superior is up
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from medseg.geometry import bounding_box, spacing_mm, world_axes
+from medseg.geometry import Box, spacing_mm, world_axes
+from medseg.regions import is_one_of
 
 Plane = Literal["axial", "coronal", "sagittal"]
 ACROSS: Mapping[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # world axis that a plane lies across
@@ -39,19 +41,77 @@ class PatientArray:
     Attributes:
         voxels: `(R, A, S)`.
         spacing_mm: edge lengths along these axes.
+        box: the part of a grid that the voxels fill, which is 0 elsewhere; all of it if None.
+        shape: of the grid.
     """
 
     voxels: NDArray[np.generic]
     spacing_mm: tuple[float, float, float]
+    box: Box | None = None
+    shape: tuple[int, ...] = ()
 
 
-def to_patient(voxels: NDArray[np.generic], affine: NDArray[np.float64]) -> PatientArray:
-    """Turn stored voxels `(X, Y, Z)` to the patient's axes; a view, nothing is copied."""
+@dataclass(frozen=True)
+class Scene:
+    """What all pictures of a case show.
+
+    Attributes:
+        image: intensities in the patient's axes.
+        window: intensities shown as black and white.
+        label: label map on the same grid; there are no contours without.
+        regions: name -> label values; each is drawn in its own color, in this order.
+        numbers: lesion numbers on the same grid, written beside each lesion of a slice.
+    """
+
+    image: PatientArray
+    window: tuple[float, float]
+    label: PatientArray | None = None
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    numbers: PatientArray | None = None
+
+
+def to_patient(
+    voxels: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    *,
+    box: Box | None = None,
+    shape: Sequence[int] | None = None,
+) -> PatientArray:
+    """Turn stored voxels `(X, Y, Z)` to the patient's axes; a view, nothing is copied.
+
+    Args:
+        voxels: as stored.
+        affine: `(4, 4)`, voxel index to RAS mm.
+        box: the part of the stored grid that they fill; all of it if None.
+        shape: of the stored grid, with a box.
+    """
+    order, signs = _turn(affine)
+    steps = tuple(slice(None, None, sign) for sign in signs)
+    sizes = spacing_mm(affine)
+    spacing = (sizes[order[0]], sizes[order[1]], sizes[order[2]])
+    turned = voxels.transpose(order)[steps]
+    if box is None or shape is None:
+        return PatientArray(turned, spacing)
+    return PatientArray(turned, spacing, box_to_patient(box, shape, affine), tuple(shape[axis] for axis in order))
+
+
+def box_to_patient(box: Box, shape: Sequence[int], affine: NDArray[np.float64]) -> Box:
+    """A box of stored voxels in the patient's axes.
+
+    Args:
+        box: along the stored axes.
+        shape: of the stored grid.
+        affine: `(4, 4)`, voxel index to RAS mm.
+    """
+    sides = [(box[stored], shape[stored], sign) for stored, sign in zip(*_turn(affine), strict=True)]
+    return tuple(side if sign > 0 else slice(n - side.stop, n - side.start) for side, n, sign in sides)
+
+
+def _turn(affine: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """For each axis of the patient the stored axis, and 1, or -1 where that grows against it."""
     axes = world_axes(affine)
     order = [[axis for axis, _ in axes].index(world) for world in range(3)]
-    steps = tuple(slice(None, None, axes[stored][1]) for stored in order)
-    sizes = spacing_mm(affine)
-    return PatientArray(voxels.transpose(order)[steps], (sizes[order[0]], sizes[order[1]], sizes[order[2]]))
+    return order, [axes[stored][1] for stored in order]
 
 
 def plane_of(array: PatientArray, plane: Plane, index: int) -> tuple[NDArray[np.generic], float, float]:
@@ -65,49 +125,59 @@ def plane_of(array: PatientArray, plane: Plane, index: int) -> tuple[NDArray[np.
     across = ACROSS[plane]
     columns, rows = (axis for axis in range(3) if axis != across)
     cut = tuple(index if axis == across else slice(None) for axis in range(3))  # a view; `np.take` copies the volume
-    shown = array.voxels[cut][::-1, ::-1].T  # from high to low: right, anterior, superior first
+    flat = array.voxels[cut] if array.box is None else _plane_around(array, across, index)
+    shown = flat[::-1, ::-1].T  # from high to low: right, anterior, superior first
     return shown, array.spacing_mm[rows], array.spacing_mm[columns]
 
 
+def _plane_around(array: PatientArray, across: int, index: int) -> NDArray[np.generic]:
+    """One slice of a grid of which only a box is known, 0 elsewhere."""
+    box = array.box or ()
+    flat = np.zeros([n for axis, n in enumerate(array.shape) if axis != across], array.voxels.dtype)
+    if box[across].start <= index < box[across].stop:
+        inside = tuple(side for axis, side in enumerate(box) if axis != across)
+        flat[inside] = array.voxels[
+            tuple(index - side.start if axis == across else slice(None) for axis, side in enumerate(box))
+        ]
+    return flat
+
+
 def picture(
-    image: PatientArray,
-    regions: Mapping[str, NDArray[np.bool_]],
+    scene: Scene,
     plane: Plane,
     index: int,
     *,
-    window: tuple[float, float],
     size: int = 420,
-    numbers: PatientArray | None = None,
-    box: tuple[slice, slice, slice] | None = None,
+    box: Box | None = None,
     marks: bool = True,
 ) -> Image.Image:
     """One slice in gray with the contours of regions.
 
     Args:
-        image: intensities in the patient's axes.
-        regions: name -> mask on the same grid; each is drawn in its own color, in this order.
+        scene: what is shown.
         plane: which plane.
         index: along the axis that the plane lies across.
-        window: intensities shown as black and white.
         size: pixels of the picture's longer side.
-        numbers: lesion numbers on the same grid, written beside each lesion of the slice.
         box: part of the grid to show, in the patient's axes; all of it if absent.
         marks: write sides and scale bar.
     """
     cut = _in_plane(box, plane)
-    gray, height_mm, width_mm = plane_of(image, plane, index)
+    gray, height_mm, width_mm = plane_of(scene.image, plane, index)
     gray = gray[cut]
     shape = _pixels(gray.shape, height_mm, width_mm, size)
-    low, high = window
+    low, high = scene.window
     scaled = np.clip((gray.astype(np.float32) - low) * (255 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
     shown = Image.fromarray(np.ascontiguousarray(scaled)).resize(shape[::-1], Image.Resampling.BILINEAR)
     pixels = np.asarray(shown.convert("RGB")).copy()
-    for color, mask in zip(_colors(len(regions)), regions.values(), strict=True):
-        inside = plane_of(PatientArray(mask, image.spacing_mm), plane, index)[0][cut]
-        pixels[outline(_enlarged(inside, shape))] = color
+    if scene.label is not None:
+        label = _enlarged(plane_of(scene.label, plane, index)[0][cut], shape)
+        seen = set(np.unique(label).tolist())
+        for color, values in zip(_colors(len(scene.regions)), scene.regions.values(), strict=True):
+            if seen.intersection(values):
+                pixels[outline(is_one_of(label, values))] = color
     drawn = Image.fromarray(pixels)
-    if numbers is not None:
-        _write_numbers(drawn, _enlarged(plane_of(numbers, plane, index)[0][cut], shape))
+    if scene.numbers is not None:
+        _write_numbers(drawn, _enlarged(plane_of(scene.numbers, plane, index)[0][cut], shape))
     if marks:
         _write_marks(drawn, SIDES[plane], width_mm * gray.shape[1] / shape[1])
     return drawn
@@ -120,32 +190,20 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask & ~inner
 
 
-def montage(
-    image: PatientArray,
-    regions: Mapping[str, NDArray[np.bool_]],
-    *,
-    window: tuple[float, float],
-    across: int = 4,
-    down: int = 3,
-    size: int = 210,
-) -> Image.Image:
-    """Axial slices from top to bottom of the regions, cut to their surroundings, as one picture.
+def montage(scene: Scene, box: Box, *, across: int = 4, down: int = 3, size: int = 210) -> Image.Image:
+    """Axial slices from top to bottom of a box as one picture.
 
     Args:
-        image: intensities in the patient's axes.
-        regions: name -> mask on the same grid.
-        window: intensities shown as black and white.
+        scene: what is shown; without the numbers of lesions.
+        box: part of the grid to show, in the patient's axes.
         across: slices side by side.
         down: rows of slices.
         size: pixels of a slice's longer side.
     """
-    everything = np.zeros(image.voxels.shape, dtype=bool)
-    for mask in regions.values():
-        everything |= mask
-    box = around(everything, image.spacing_mm)
+    scene = replace(scene, numbers=None)
     places = np.linspace(box[2].stop - 1, box[2].start, across * down).round().astype(int).tolist()
     tiles = [
-        picture(image, regions, "axial", place, window=window, size=size, box=box, marks=first)
+        picture(scene, "axial", place, size=size, box=box, marks=first)
         for place, first in zip(places, [True] + [False] * (len(places) - 1), strict=True)
     ]
     width, height = tiles[0].size
@@ -155,17 +213,13 @@ def montage(
     return sheet
 
 
-def around(mask: NDArray[np.bool_], spacing: Sequence[float]) -> tuple[slice, slice, slice]:
-    """Box around a mask with a margin of 15 mm in the axial plane; the whole grid if the mask is empty."""
-    box = bounding_box(mask)
-    if box is None:
-        return slice(0, mask.shape[0]), slice(0, mask.shape[1]), slice(0, mask.shape[2])
+def around(box: Box, shape: Sequence[int], spacing: Sequence[float]) -> Box:
+    """A box, in the patient's axes, with a margin of 15 mm in the axial plane as far as the grid goes."""
     margins = [round(MARGIN_MM / spacing[0]), round(MARGIN_MM / spacing[1]), 0]
-    first, second, third = (
-        slice(max(part.start - margin, 0), min(part.stop + margin, length))
-        for part, margin, length in zip(box, margins, mask.shape, strict=True)
+    return tuple(
+        slice(max(side.start - margin, 0), min(side.stop + margin, length))
+        for side, margin, length in zip(box, margins, shape, strict=True)
     )
-    return first, second, third
 
 
 def as_data_uri(shown: Image.Image) -> str:
@@ -184,7 +238,7 @@ def _colors(count: int) -> list[tuple[int, int, int]]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
-def _in_plane(box: tuple[slice, slice, slice] | None, plane: Plane) -> tuple[slice, slice]:
+def _in_plane(box: Box | None, plane: Plane) -> tuple[slice, slice]:
     """The part of a shown slice that a box in the patient's axes covers; shown slices run from high to low."""
     if box is None:
         return slice(None), slice(None)
@@ -235,5 +289,9 @@ def _write(drawn: Image.Image, text: str, place: tuple[int, int], *, anchor: str
     """White on a black edge, readable on any gray."""
     width, height = drawn.size
     x, y = min(max(place[0], 2), width - 2), min(max(place[1], 2), height - 2)
-    font = ImageFont.load_default(size=14)
-    ImageDraw.Draw(drawn).text((x, y), text, fill=WHITE, font=font, anchor=anchor, stroke_width=2, stroke_fill=BLACK)
+    ImageDraw.Draw(drawn).text((x, y), text, fill=WHITE, font=_font(), anchor=anchor, stroke_width=2, stroke_fill=BLACK)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=14)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.geometry import connected_lesions
+from medseg.regions import Lesions
 from medseg.report.measurements import measure
 from medseg.report.pages import About, draw_case, page_path, write_case_page, write_index
 
@@ -50,7 +50,7 @@ def case(label=None):
 
 def written(tmp_path, about=ABOUT, label=None, **more):
     image, label, row, lesions = case(label)
-    drawn = draw_case(image, label, AFFINE, about, lesions=connected_lesions(label == 2))
+    drawn = draw_case(image, label, AFFINE, about, lesions=Lesions.of(label, [2]))
     path = page_path(tmp_path, row["case_id"])
     write_case_page(path, about, row | more, lesions, drawn)
     return Page(path), path

@@ -6,7 +6,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.report.views import COLORS, PatientArray, as_data_uri, montage, outline, picture, plane_of, to_patient
+from medseg.geometry import bounding_box
+from medseg.report.views import (
+    ACROSS,
+    COLORS,
+    PatientArray,
+    Scene,
+    around,
+    as_data_uri,
+    box_to_patient,
+    montage,
+    outline,
+    picture,
+    plane_of,
+    to_patient,
+)
 
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 SIZE, SPACING = (12, 10, 8), (1.0, 1.5, 3.0)
@@ -52,14 +66,14 @@ def side_of(shown):
 )
 def test_right_anterior_and_superior_are_where_the_marks_say(plane, index, expected):
     image = PatientArray(scene(), SPACING)  # the cube lies to the right, which radiologists show on the left
-    shown = picture(image, {}, plane, index, window=(0, 100), marks=False)
+    shown = picture(Scene(image, (0, 100)), plane, index, marks=False)
     assert side_of(shown) == expected
 
 
 def test_marks_are_written_at_the_edges_and_the_scale_bar_is_true():
     image = PatientArray(np.zeros((200, 160, 10), np.int16), (1.0, 1.0, 1.0))
-    plain = np.asarray(picture(image, {}, "axial", 5, window=(0, 1), size=400, marks=False))
-    marked = np.asarray(picture(image, {}, "axial", 5, window=(0, 1), size=400))
+    plain = np.asarray(picture(Scene(image, (0, 1)), "axial", 5, size=400, marks=False))
+    marked = np.asarray(picture(Scene(image, (0, 1)), "axial", 5, size=400))
     assert not plain.any()
     height, width = marked.shape[:2]
     for region in (
@@ -77,12 +91,14 @@ def test_contours_lie_on_the_border_of_the_mask_and_nowhere_else():
     mask = np.zeros(SIZE, bool)
     mask[2:7, 3:8, 2:6] = True
     image = PatientArray(np.zeros(SIZE, np.int16), (1.0, 1.0, 1.0))
-    shown = np.asarray(picture(image, {"liver": mask}, "axial", 4, window=(0, 1), size=120, marks=False))
+    label = PatientArray(np.where(mask, 3, 5).astype(np.uint8), (1.0, 1.0, 1.0))
+    scene = Scene(image, (0, 1), label, {"liver": [3, 4]})
+    shown = np.asarray(picture(scene, "axial", 4, size=120, marks=False))
     colored = (shown == COLORS[0]).all(axis=2)
     inside = np.kron(plane_of(PatientArray(mask, (1.0, 1.0, 1.0)), "axial", 4)[0], np.ones((10, 10))).astype(bool)
     np.testing.assert_array_equal(colored, outline(inside))
     assert colored.any()
-    none = np.asarray(picture(image, {"liver": mask}, "axial", 0, window=(0, 1), size=120, marks=False))
+    none = np.asarray(picture(scene, "axial", 0, size=120, marks=False))
     assert not (none == COLORS[0]).all(axis=2).any()
 
 
@@ -97,21 +113,34 @@ def test_an_outline_is_closed_and_one_pixel_wide():
 
 def test_voxels_keep_their_proportion():
     image = PatientArray(np.zeros((10, 10, 10), np.int16), (1.0, 2.0, 4.0))
-    assert picture(image, {}, "axial", 0, window=(0, 1), size=200).size == (100, 200)
-    assert picture(image, {}, "coronal", 0, window=(0, 1), size=200).size == (50, 200)
-    assert picture(image, {}, "sagittal", 0, window=(0, 1), size=200).size == (100, 200)
+    scene = Scene(image, (0, 1))
+    assert picture(scene, "axial", 0, size=200).size == (100, 200)
+    assert picture(scene, "coronal", 0, size=200).size == (50, 200)
+    assert picture(scene, "sagittal", 0, size=200).size == (100, 200)
 
 
 def test_each_lesion_is_numbered_in_the_slice():
     numbers = np.zeros((40, 40, 4), np.int32)
     numbers[5:9, 5:9, 1:3], numbers[25:30, 25:30, 1:3] = 1, 2
     image = PatientArray(np.zeros(numbers.shape, np.int16), (1.0, 1.0, 1.0))
-    drawn = picture(image, {}, "axial", 1, window=(0, 1), numbers=PatientArray(numbers, image.spacing_mm), marks=False)
-    assert np.asarray(drawn).any()
-    elsewhere = picture(
-        image, {}, "axial", 3, window=(0, 1), numbers=PatientArray(numbers, image.spacing_mm), marks=False
-    )
-    assert not np.asarray(elsewhere).any()
+    scene = Scene(image, (0, 1), numbers=PatientArray(numbers, image.spacing_mm))
+    assert np.asarray(picture(scene, "axial", 1, marks=False)).any()
+    assert not np.asarray(picture(scene, "axial", 3, marks=False)).any()
+
+
+@pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
+def test_a_part_of_a_grid_is_shown_where_it_lies(axes, signs):
+    numbers = np.zeros(SIZE, np.int32)
+    numbers[3:7, 2:5, 1:6] = np.arange(60).reshape(4, 3, 5)
+    laid, affine = stored(numbers, axes, signs)
+    box = bounding_box(laid)
+    part, whole = to_patient(laid[box], affine, box=box, shape=laid.shape), to_patient(laid, affine)
+    assert box_to_patient(box, laid.shape, affine) == bounding_box(whole.voxels)
+    for plane, across in ACROSS.items():
+        for index in range(SIZE[across]):
+            shown, expected = plane_of(part, plane, index), plane_of(whole, plane, index)
+            np.testing.assert_array_equal(shown[0], expected[0])
+            assert shown[1:] == expected[1:]
 
 
 def test_a_montage_runs_from_head_to_feet_through_the_region():
@@ -119,7 +148,10 @@ def test_a_montage_runs_from_head_to_feet_through_the_region():
     voxels[:, :, 20:] = 100  # the upper part is bright
     mask = np.zeros(voxels.shape, bool)
     mask[5:15, 5:15, 6:26] = True
-    sheet = montage(PatientArray(voxels, (1.0, 1.0, 1.0)), {"liver": mask}, window=(0, 100), across=2, down=2, size=60)
+    image, label = (PatientArray(each, (1.0, 1.0, 1.0)) for each in (voxels, mask))
+    box = around(bounding_box(mask), mask.shape, image.spacing_mm)
+    assert box == (slice(0, 20), slice(0, 20), slice(6, 26))
+    sheet = montage(Scene(image, (0, 100), label, {"liver": [1]}), box, across=2, down=2, size=60)
     gray = np.asarray(sheet.convert("L"))
     height, width = gray.shape
     assert gray[: height // 2, : width // 2].mean() > 150
