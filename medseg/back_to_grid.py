@@ -96,6 +96,15 @@ class LabelMaker:
         """Logits `(C, R, A, S)` on `grid` -> labels `(X, Y, Z)` on the scan's grid."""
         return self.from_slabs([(slice(0, logits.shape[1]), logits)], grid)
 
+    def of_windows(self, logits: Tensor) -> Tensor:
+        """Logits `(N, C, *spatial)` -> labels `(N, *spatial)` on their own grid, on the device they are on."""
+        if self.values is None:
+            return winning_class(logits.unbind(dim=1))
+        label = torch.zeros_like(logits[:, 0], dtype=_smallest_type(self.values))
+        for channel, value in zip(logits.unbind(dim=1), self.values, strict=True):
+            label.masked_fill_(channel > 0, value)
+        return label
+
     def from_slabs(
         self,
         slabs: Slabs,
@@ -276,7 +285,7 @@ def winning_class(channels: Iterable[Tensor]) -> Tensor:
     """
     remaining = iter(channels)
     best = next(remaining)
-    index_of_best = torch.zeros(best.shape, dtype=torch.uint8)
+    index_of_best = torch.zeros_like(best, dtype=torch.uint8)
     for index, channel in enumerate(remaining, start=1):
         if index == 256:
             index_of_best = index_of_best.int()

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medseg.inference.agreement import Agreement
+
 
 def flips(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Every subset of `axes`, the empty one first: the mirrorings of a window."""
@@ -13,13 +15,16 @@ def flips(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield from combinations(sorted(axes), count)
 
 
-def mirrored_logits(windows: Tensor, network: Callable[..., Tensor], axes: Sequence[int]) -> Tensor:
+def mirrored_logits(
+    windows: Tensor, network: Callable[..., Tensor], axes: Sequence[int], *, agreement: Agreement | None = None
+) -> Tensor:
     """Mean of the network's logits over all mirrorings of its windows, each mirrored back.
 
     Args:
         windows: `(N, C, *spatial)`.
         network: windows -> logits `(N, K, *spatial)`.
         axes: spatial axes to mirror, 0 the first; without any the network's answer as it is.
+        agreement: is told the answer to each mirroring.
 
     Reference:
         Isensee et al., "nnU-Net", Nature Methods 2021 (test-time mirroring; its code averages logits).
@@ -28,8 +33,15 @@ def mirrored_logits(windows: Tensor, network: Callable[..., Tensor], axes: Seque
     if not axes or not isinstance(total, Tensor):  # a list is of a network in training; the sliding window says so
         return total
     total = total.float()
+    if agreement is not None:
+        agreement.answer(total)
     for mirrored in [[2 + axis for axis in some] for some in flips(axes) if some]:
-        total = total + network(windows.flip(mirrored)).flip(mirrored)
+        logits = network(windows.flip(mirrored)).flip(mirrored)
+        if agreement is not None:
+            agreement.answer(logits)
+        total = total + logits
+    if agreement is not None:
+        agreement.compare()
     return total / 2 ** len(axes)
 
 
@@ -41,6 +53,9 @@ class FoldMean(nn.Module):
     Args:
         networks: one a fold.
 
+    Attributes:
+        agreement: is told the answer of each fold; None for none.
+
     Reference:
         Isensee et al., "nnU-Net", Nature Methods 2021 (version 2 of its code averages logits).
     """
@@ -48,6 +63,7 @@ class FoldMean(nn.Module):
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.agreement: Agreement | None = None
 
     def forward(self, windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Windows `(N, C, *spatial)` -> logits `(N, K, *spatial)`."""
@@ -55,7 +71,14 @@ class FoldMean(nn.Module):
         total = first(windows, *args, **kwargs)
         if not isinstance(total, Tensor):
             return total  # of a network in training; the sliding window says so
-        total = total.float()
+        total, agreement = total.float(), self.agreement
+        if agreement is not None:
+            agreement.answer(total)
         for network in others:
-            total = total + network(windows, *args, **kwargs)
+            logits = network(windows, *args, **kwargs)
+            if agreement is not None:
+                agreement.answer(logits)
+            total = total + logits
+        if agreement is not None:
+            agreement.compare()
         return total / len(self.networks)

@@ -3,8 +3,9 @@
 import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from medseg.back_to_grid import LabelMaker, Labels, Tile, label_maker, tiles
 from medseg.bundle import Bundle
 from medseg.cleanup import CleanupRule, changes
+from medseg.confidence import Confidence
 from medseg.crf import ScanRule, clean_up
 from medseg.errors import DataError
-from medseg.inference.mirroring import FoldMean
+from medseg.inference.agreement import Agreement, lowest
+from medseg.inference.mirroring import FoldMean, mirrored_logits
 from medseg.inference.sliding_window import Precision, SliceBySlice, SlidingWindow
 from medseg.inference.tuning import (
     Runner,
@@ -52,6 +55,21 @@ class Prepared:
     image: Tensor
     grid: Grid
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the network says of a case.
+
+    Attributes:
+        label: `(X, Y, Z)` on the scan's own grid, before clean-up.
+        confidence: probabilities where the label is not background.
+        agreement: Dice of each region between the folds, or the mirrored windows; the lower one where there are both.
+    """
+
+    label: Labels
+    confidence: Confidence | None = None
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 def ensemble_logits(image: Tensor, network: nn.Module, *, inferer: Inferer, folds: Sequence[Weights]) -> Tensor:
@@ -92,6 +110,7 @@ class Predictor:
         device: where the network runs.
         folds: read the weights of each fold of an ensemble, whose logits are averaged.
         labels: value of each name, for what `finish` says.
+        regions: name -> label values, of which `answer` tells confidence and agreement.
         tuning: choices about speed and memory; by default a probe makes them.
     """
 
@@ -106,10 +125,11 @@ class Predictor:
         device: str = "cpu",
         folds: Sequence[Weights] = (),
         labels: Mapping[str, int] = MappingProxyType({}),
+        regions: Mapping[str, Sequence[int]] = MappingProxyType({}),
         tuning: Tuning | None = None,
     ) -> None:
         self.scan_to_grid, self.inferer, self.cleanup, self.device = scan_to_grid, inferer, tuple(cleanup), device
-        self.to_label, self.folds, self.labels = to_label, tuple(folds), labels
+        self.to_label, self.folds, self.labels, self.regions = to_label, tuple(folds), labels, regions
         self.tuning = tuning or Tuning()
         if self.tuning.gpu_memory_gb is not None and device.startswith("cuda"):
             limit_gpu_memory(self.tuning.gpu_memory_gb, device)
@@ -156,6 +176,7 @@ class Predictor:
             to_label=label_maker(bundle.activation, bundle.regions, temperature=temperature),
             device=device,
             labels=bundle.labels,
+            regions=bundle.regions,
             tuning=tuning,
         )
 
@@ -169,9 +190,12 @@ class Predictor:
             image, grid = self.scan_to_grid(scans)
         return Prepared(image, grid, (grid.note,) if grid.note else ())
 
-    @torch.inference_mode()
     def segment(self, prepared: Prepared, *, probabilities: Path | None = None) -> Labels:
-        """The network's labels `(X, Y, Z)` on the scan's own grid; the one stage that works on the device.
+        """The network's labels `(X, Y, Z)` on the scan's own grid; see `answer`."""
+        return self._answer(prepared, probabilities, None, None).label
+
+    def answer(self, prepared: Prepared, *, probabilities: Path | None = None) -> Answer:
+        """The network's labels, and how sure of them it is; the one stage that works on the device.
 
         Args:
             prepared: of `prepare`.
@@ -182,11 +206,27 @@ class Predictor:
             torch.OutOfMemoryError: if the device's memory does not suffice; see `less_memory`.
             MemoryError: if the machine's does not.
         """
+        if not self.regions or not isinstance(self.to_label, LabelMaker):
+            return self._answer(prepared, probabilities, None, None)
+        maker = self.to_label
+        confidence = Confidence(self.regions, prepared.grid, values=maker.values, temperature=maker.temperature)
+        weights = self.inferer.window.weights if isinstance(self.inferer, SlidingWindow | SliceBySlice) else None
+        between = None if weights is None else partial(Agreement, self.regions, maker.of_windows, weights)
+        return self._answer(prepared, probabilities, confidence, between)
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        prepared: Prepared,
+        probabilities: Path | None,
+        confidence: Confidence | None,
+        between: Callable[[], Agreement] | None,
+    ) -> Answer:
         image, grid = prepared.image[None], prepared.grid
         if not isinstance(self.inferer, SlidingWindow | SliceBySlice) or not isinstance(self.to_label, LabelMaker):
             logits = self.inferer(image.to(self.device), self.network)
             [(_, whole)] = finite([(slice(0, image.shape[2]), logits)])
-            return self.to_label(whole, grid)
+            return Answer(self.to_label(whole, grid))
         if self._batch_size is None:
             self._batch_size = self._probed_batch_size(self.inferer.window, image)
         inferer = self.inferer.changed(batch_size=self._batch_size)
@@ -194,7 +234,34 @@ class Predictor:
         if isinstance(inferer, SlidingWindow):
             needed_mb = slab_mb(grid.shape, inferer.patch_size, len(self.labels), inferer.slab_axis(grid.shape))
         image = image.to("cpu" if self._blend_on_cpu else blend_device(self.tuning, self.device, needed_mb))
-        return self.to_label.from_tiles(self._tiles(image, grid, inferer), grid, probabilities=probabilities)
+        with self._compared(inferer, between) as (inferer, network, compared):
+            found = self._tiles(image, grid, inferer, network)
+            label = self.to_label.from_tiles(found, grid, probabilities=probabilities, watch=confidence)
+        return Answer(label, confidence, lowest([each.dice() for each in compared]))
+
+    @contextmanager
+    def _compared(
+        self, inferer: SlidingWindow | SliceBySlice, between: Callable[[], Agreement] | None
+    ) -> Iterator[tuple[SlidingWindow | SliceBySlice, Callable[[Tensor], Tensor], list[Agreement]]]:
+        """Inferer and network that compare folds and mirrored windows, and what compares them; one for all folds."""
+        compared: list[Agreement] = []
+        network: Callable[[Tensor], Tensor] = self.runner
+        if between is None:
+            yield inferer, network, compared
+            return
+        if axes := inferer.window.mirror_axes:
+            compared.append(between())
+            inferer = inferer.changed(mirror_axes=())
+            network = partial(mirrored_logits, network=self.runner, axes=axes, agreement=compared[-1])
+        folds = self.network if isinstance(self.network, FoldMean) and not self.tuning.compile else None
+        if folds is not None and len(folds.networks) > 1:
+            compared.append(between())
+            folds.agreement = compared[-1]
+        try:
+            yield inferer, network, compared
+        finally:
+            if folds is not None:
+                folds.agreement = None
 
     def finish(self, label: Labels, scans: Sequence[Scan]) -> tuple[Labels, tuple[str, ...]]:
         """The label after the clean-up rules, and what they did, such as "tumor: 2 pieces, 0.4 mL removed".
@@ -229,12 +296,14 @@ class Predictor:
             return f"slabs in {self._strips} strips"
         return None
 
-    def _tiles(self, image: Tensor, grid: Grid, inferer: SlidingWindow | SliceBySlice) -> Iterator[Tile]:
+    def _tiles(
+        self, image: Tensor, grid: Grid, inferer: SlidingWindow | SliceBySlice, network: Callable[[Tensor], Tensor]
+    ) -> Iterator[Tile]:
         """Tiles of finished logits, strip by strip, slab by slab."""
         axis = inferer.slab_axis(grid.shape)
         across = None if self._strips == 1 or len(grid.shape) < 3 else 2 - axis
         for within in [None] if across is None else strips(grid.shape[across], self._strips):
-            slabs = inferer.slabs(image, self.runner, axis=axis, across=across, within=within, device=self.device)
+            slabs = inferer.slabs(image, network, axis=axis, across=across, within=within, device=self.device)
             yield from tiles(finite(slabs), grid, axis=axis, across=across, within=within)
 
     def _probed_batch_size(self, window: SlidingWindow, image: Tensor) -> int:
