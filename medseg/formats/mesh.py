@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, gaussian_filter
-from scipy.optimize import brentq
 
 from medseg.errors import DataError
 from medseg.geometry import connected_lesions
@@ -41,6 +39,8 @@ def surface(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> Mesh:
         Vertices `(V, 3)` in world mm and triangles `(T, 3)`, counterclockwise seen from outside; none for an empty
         mask.
     """
+    from scipy.ndimage import find_objects
+
     pieces = connected_lesions(mask)
     vertices: list[NDArray[np.float64]] = [np.empty((0, 3))]
     triangles: list[NDArray[np.int64]] = [np.empty((0, 3), dtype=np.int64)]
@@ -88,6 +88,8 @@ def write_stl(mask: NDArray[np.bool_], affine: NDArray[np.float64], path: str | 
 
 def _piece(mask: NDArray[np.bool_]) -> Mesh:
     """Surface of one connected piece, in voxel indices of the array given."""
+    from scipy.ndimage import gaussian_filter
+    from scipy.optimize import brentq
     from skimage.measure import marching_cubes
 
     blurred = gaussian_filter(np.pad(mask.astype(np.float32), AROUND), BLUR_VOXELS, truncate=AROUND / BLUR_VOXELS)

@@ -1,7 +1,5 @@
 """Which device a prediction runs on."""
 
-import torch
-
 from medseg.errors import ConfigError
 
 
@@ -11,6 +9,9 @@ def choose_device(name: str) -> str:
     Raises:
         ConfigError: if torch cannot use that device.
     """
+    import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if count else "cpu"

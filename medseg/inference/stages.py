@@ -1,5 +1,7 @@
 """What is done with one case: read and prepared, segmented, written and measured; each in its own thread if wanted."""
 
+import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
+
 import os
 import time
 from collections.abc import Callable, Sequence
