@@ -6,6 +6,8 @@ interpolated there; nor does a class that stays below a mean of others at every 
 interpolating every class everywhere.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise, product
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from medseg.data_half import painted_values
 from medseg.errors import ConfigError
+from medseg.nifti_header import header_bytes
 from medseg.preprocessing import Grid
 from medseg.writing import aside
 
@@ -27,6 +30,9 @@ Labels = NDArray[np.uint8]  # uint16 where there are more than 256 values
 Voxel = TypeVar("Voxel", bound=np.generic)
 
 TILE_VOXELS = 64  # of the scan, along each edge: 1 MB of float32 a channel
+PROBABILITY_STEPS = 65535
+PROBABILITIES = "probabilities, temperature "  # begins the header's description, before the number
+MAPPED_BYTES = 2**26  # of a file of probabilities, in memory before it is mapped anew
 MOST_KEPT = 8  # interpolated channels of a tile, 1 MB each
 LONGEST_TILE = 48  # working voxels along an edge; longer ones are rarely of one class
 
@@ -120,7 +126,8 @@ class LabelMaker:
             slabs: of logits on `grid`, in order along `axis` and without gaps; each may be reused after the next.
             grid: where the logits lie, and the scan's own grid.
             axis: working axis the slabs follow each other along.
-            probabilities: a `.npy` file to write, `(C, X, Y, Z)` float16; never whole in memory.
+            probabilities: a `.nii` file to write, `(X, Y, Z, C)`, in steps of `1 / PROBABILITY_STEPS`; never whole in
+                memory.
             watch: is told each tile and its labels, such as a `medseg.confidence.Confidence`.
 
         Returns:
@@ -150,7 +157,9 @@ class LabelMaker:
         voxel_type: Any = np.uint8 if self._highest_value(channels) < 256 else np.uint16
         label: Labels = np.zeros(grid.scan_shape, voxel_type, order="F")
         turned = seen_along_working_axes(label, grid)
-        stored = None if path is None else self._probability_file(path, channels, grid)
+        stored = None if path is None else _ProbabilityFile(path, channels, grid, self.temperature)
+        if stored is not None and self.values is None:
+            stored.fill_outside()
         for tile in chain([first], remaining):
             if watch is not None:
                 tile = replace(tile, asked={})
@@ -162,7 +171,7 @@ class LabelMaker:
             if watch is not None:
                 watch(tile, found)
             if stored is not None:
-                stored[(slice(None), *tile.where)] = self._probabilities(tile)
+                stored.write(tile.where, self._probabilities(tile))
         return label
 
     def _highest_value(self, channels: int) -> int:
@@ -174,17 +183,51 @@ class LabelMaker:
             )
         return max(self.values)
 
-    def _probability_file(self, path: Path, channels: int, grid: Grid) -> NDArray[np.float16]:
-        """A new file of zeros, seen along the working axes; outside the grid's box is background."""
-        stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(channels, *grid.scan_shape))
-        whole = all(side == slice(0, n) for side, n in zip(grid.covered, grid.turned_shape, strict=True))
-        if self.values is None and not whole:
-            stored[0] = 1
-        return seen_along_working_axes(stored, grid)
-
     def _probabilities(self, tile: Tile) -> NDArray[np.float32]:
         logits = torch.stack([tile.channel(index) for index in range(len(tile.logits))]).div_(self.temperature)
         return (logits.softmax(dim=0) if self.values is None else logits.sigmoid()).numpy()
+
+
+class _ProbabilityFile:
+    """A NIfTI file of zeros `(X, Y, Z, C)` that is filled tile by tile.
+
+    It is mapped anew after some tiles: what has been written then counts no longer as this process's memory.
+    """
+
+    def __init__(self, path: Path, channels: int, grid: Grid, temperature: float) -> None:
+        self.path, self.grid, self.shape = path, grid, (*grid.scan_shape, channels)
+        said = f"{PROBABILITIES}{temperature:g}"
+        header = header_bytes(
+            self.shape, np.dtype(np.uint16), grid.scan_affine, slope=1 / PROBABILITY_STEPS, description=said
+        )
+        self.offset, self.unseen = len(header), 0
+        self.mapped: NDArray[np.uint16] | None = None
+        path.write_bytes(header)
+        os.truncate(path, len(header) + 2 * math.prod(self.shape))
+
+    def write(self, where: tuple[slice, slice, slice], probabilities: NDArray[np.float32]) -> None:
+        """Probabilities `(C, *tile)` at scan voxels, axes in working order."""
+        if self.mapped is None:
+            stored = np.memmap(self.path, "<u2", "r+", self.offset, self.shape, order="F")
+            self.mapped = seen_along_working_axes(stored.transpose(3, 0, 1, 2), self.grid)
+        self.mapped[(slice(None), *where)] = np.rint(probabilities * PROBABILITY_STEPS)
+        self.unseen += probabilities.nbytes
+        if self.unseen > MAPPED_BYTES:
+            self.mapped, self.unseen = None, 0
+
+    def fill_outside(self) -> None:
+        """Background, the first channel, beyond what the grid's box decides about."""
+        sides = zip(self.grid.turned_shape, self.grid.covered, strict=True)
+        for axis, (size, covered) in enumerate(sides):
+            for side in (slice(0, covered.start), slice(covered.stop, size)):
+                if side.stop > side.start:
+                    where = [slice(None)] * 3
+                    where[axis] = side
+                    self._fill(where)
+
+    def _fill(self, where: Sequence[slice]) -> None:
+        stored = np.memmap(self.path, "<u2", "r+", self.offset, self.shape, order="F")
+        seen_along_working_axes(stored[..., 0], self.grid)[tuple(where)] = PROBABILITY_STEPS
 
 
 def logits_to_label(logits: Tensor, grid: Grid) -> Labels:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medseg.back_to_grid import Labels, Tile, seen_along_working_axes
 from medseg.grid import Grid
+from medseg.regions import Lesions
 
 LEVELS = 200  # of a probability in a byte: half percents
 NEGLIGIBLE = 1e-3  # of the probability: classes that have less together are left out
@@ -119,6 +120,22 @@ class Confidence:
                 values[~np.isin(first, labels)] = 0
             turned[part.where] = values
         return found
+
+    def of_lesions(self, raw: Labels, region: str, found: Lesions) -> list[float | None]:
+        """Mean probability of the lesions' region in each lesion; None where clean-up has made all of it.
+
+        Args:
+            raw: the network's labels.
+            region: that the lesions are of.
+            found: lesions after clean-up; voxels that it has added do not count.
+        """
+        levels = self.levels(raw, region)[found.box]
+        inside = (found.numbers > 0) & (levels > 0)
+        numbers = found.numbers[inside]
+        size = len(found.sizes) + 1
+        sums = np.bincount(numbers, levels[inside], minlength=size)[1:].tolist()
+        counts = np.bincount(numbers, minlength=size)[1:].tolist()
+        return [total / count / LEVELS if count else None for total, count in zip(sums, counts, strict=True)]
 
     def percent(self, raw: Labels) -> NDArray[np.uint8]:
         """Probability of each voxel's own label in percent; 0 where the network saw background."""

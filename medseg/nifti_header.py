@@ -25,8 +25,8 @@ Fields = Mapping[str, tuple[str, int]]  # name: NumPy type, first byte
 NIFTI1: Fields = {
     "sizeof_hdr": ("i4", 0), "dim": ("8i2", 40), "datatype": ("i2", 70), "bitpix": ("i2", 72),
     "pixdim": ("8f4", 76), "vox_offset": ("f4", 108), "scl_slope": ("f4", 112), "scl_inter": ("f4", 116),
-    "xyzt_units": ("u1", 123), "qform_code": ("i2", 252), "sform_code": ("i2", 254), "quatern": ("3f4", 256),
-    "qoffset": ("3f4", 268), "srow": ("(3,4)f4", 280), "magic": ("S4", 344),
+    "xyzt_units": ("u1", 123), "descrip": ("S80", 148), "qform_code": ("i2", 252), "sform_code": ("i2", 254),
+    "quatern": ("3f4", 256), "qoffset": ("3f4", 268), "srow": ("(3,4)f4", 280), "magic": ("S4", 344),
 }  # fmt: skip
 NIFTI2: Fields = {
     "sizeof_hdr": ("i4", 0), "magic": ("S4", 4), "datatype": ("i2", 12), "bitpix": ("i2", 14), "dim": ("8i8", 16),
@@ -145,7 +145,14 @@ def record_type(size: int, order: str) -> np.dtype[np.void]:
     return layout.newbyteorder(order)  # type: ignore[arg-type]
 
 
-def header_bytes(shape: Sequence[int], voxel_type: np.dtype[np.generic], affine: NDArray[np.float64]) -> bytes:
+def header_bytes(
+    shape: Sequence[int],
+    voxel_type: np.dtype[np.generic],
+    affine: NDArray[np.float64],
+    *,
+    slope: float = 1.0,
+    description: str = "",
+) -> bytes:
     """Header of one little-endian NIfTI-1 file, with the mark that no extension follows: 352 bytes.
 
     sform and qform say scanner space in mm; a sheared affine, which a quaternion cannot hold, is in the sform alone.
@@ -154,6 +161,8 @@ def header_bytes(shape: Sequence[int], voxel_type: np.dtype[np.generic], affine:
         shape: voxels along each axis.
         voxel_type: of one voxel.
         affine: `(4, 4)`, voxel index to RAS mm; NIfTI keeps it in float32.
+        slope: what a reader multiplies stored values by.
+        description: what the values are, up to 79 letters of ASCII.
 
     Raises:
         ValueError: if NIfTI-1 has no such voxel type or shape.
@@ -167,7 +176,8 @@ def header_bytes(shape: Sequence[int], voxel_type: np.dtype[np.generic], affine:
     header["sizeof_hdr"], header["magic"] = NIFTI1_BYTES, ONE_FILE_MAGIC[0]
     header["dim"] = [len(shape), *shape, *[1] * (MOST_AXES - len(shape))]
     header["datatype"], header["bitpix"] = codes[0], 8 * voxel_type.itemsize
-    header["vox_offset"], header["scl_slope"] = NIFTI1_BYTES + EXTENSION_FLAG_BYTES, 1
+    header["vox_offset"], header["scl_slope"] = NIFTI1_BYTES + EXTENSION_FLAG_BYTES, slope
+    header["descrip"] = description.encode("ascii")
     header["xyzt_units"], header["sform_code"] = MILLIMETERS, SCANNER_SPACE
     header["qform_code"] = 0 if _is_sheared(affine) else SCANNER_SPACE
     header["srow"], header["qoffset"] = affine[:3], affine[:3, 3]

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -58,24 +59,25 @@ def free_mb(folder: str | Path) -> int:
         raise DataError(f"{Path(folder).name}: its disk cannot be asked ({error.strerror}); check the path") from error
 
 
-def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path) -> None:
+def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path, *, description: str = "") -> None:
     """Write a scan or label map as NIfTI (`.nii.gz` or `.nii`), whole and read back, or not at all.
 
-    The header is fresh: nothing but shape, voxel type and geometry goes into the file. sform and qform say scanner
-    space in mm; a sheared affine, which a quaternion cannot hold, goes into the sform alone. Equal input gives equal
-    bytes (with one version of isal).
+    The header is fresh: nothing but shape, voxel type, geometry and `description` goes into the file. sform and qform
+    say scanner space in mm; a sheared affine, which a quaternion cannot hold, goes into the sform alone. Equal input
+    gives equal bytes (with one version of isal).
 
     Args:
         voxels: `(X, Y, Z)` or `(X, Y, Z, C)`, of a type that NIfTI has.
         affine: `(4, 4)`, voxel index to RAS mm; NIfTI keeps it in float32.
         path: where to write; an older file is replaced.
+        description: what the values are, up to 79 letters of ASCII.
 
     Raises:
         DataError: if the file cannot be written or does not read back as it was.
     """
     target = Path(path)
     try:
-        header = header_bytes(voxels.shape, voxels.dtype, np.asarray(affine, dtype=np.float64))
+        header = header_bytes(voxels.shape, voxels.dtype, np.asarray(affine, dtype=np.float64), description=description)
     except ValueError as error:
         raise DataError(f"{target.name}: NIfTI cannot hold it ({error}); write whole numbers or float32") from error
     content = (header, _bytes_on_disk(voxels))
@@ -84,6 +86,33 @@ def write_nifti(voxels: NDArray[np.generic], affine: ArrayLike, path: str | Path
         with aside(target) as temporary:
             _write(content, temporary, compressed=compressed)
             if not _reads_back(content, temporary, compressed=compressed):
+                raise DataError(
+                    f"{target.name}: reads back differently than written; check the disk, then run it again"
+                )
+    except READ_BACK_ERRORS as error:
+        raise _cannot_be_written(target, error) from error
+
+
+def write_compressed(source: Path, path: str | Path) -> None:
+    """Write a file compressed (`.gz`), whole and read back, or not at all; a piece of it in memory at a time.
+
+    Args:
+        source: an uncompressed file; stays.
+        path: where to write; an older file is replaced.
+
+    Raises:
+        DataError: if the file cannot be written or does not read back as it was.
+    """
+    target = Path(path)
+    try:
+        with aside(target) as temporary:
+            with source.open("rb") as read, igzip.IGzipFile(temporary, "wb", FAST, mtime=0) as stream:
+                while piece := read.read(PIECE_BYTES):
+                    stream.write(piece)
+            with source.open("rb") as read, igzip.open(temporary) as stream:
+                same = all(stream.read(len(piece)) == piece for piece in iter(partial(read.read, PIECE_BYTES), b""))
+                same = same and not stream.read(1)
+            if not same:
                 raise DataError(
                     f"{target.name}: reads back differently than written; check the disk, then run it again"
                 )

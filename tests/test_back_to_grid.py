@@ -2,6 +2,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -238,21 +239,22 @@ def test_probabilities_are_those_of_interpolated_logits_on_the_scans_grid(
     logits = organs(2, grid.shape)
     full = interpolated(logits, grid) / temperature
     maker = label_maker(activation, {"liver": [1, 2], "tumor": [2]}, temperature=temperature)
-    path = tmp_path / "case.npy"
+    path = tmp_path / "case.nii"
     label = maker.from_slabs([(slice(0, grid.shape[0]), logits)], grid, probabilities=path)
     assert np.array_equal(label, maker(logits, grid))
-    stored = np.load(path)
-    assert stored.shape == (2, *grid.scan_shape)
-    assert stored.dtype == np.float16
-    turned = np.stack([to_working_axes(channel, grid) for channel in stored]).astype(float)
+    image = nib.load(path)
+    assert image.shape == (*grid.scan_shape, 2)
+    np.testing.assert_allclose(image.affine, grid.scan_affine, atol=1e-5)
+    assert image.header["descrip"].item().decode() == f"probabilities, temperature {temperature:g}"
+    turned = np.stack([to_working_axes(channel, grid) for channel in np.moveaxis(image.get_fdata(), -1, 0)])
     expected = np.exp(full) / np.exp(full).sum(axis=0) if activation == "softmax" else 1 / (1 + np.exp(-full))
     box = (slice(None), *grid.covered)
-    np.testing.assert_allclose(turned[box], expected[box], atol=2e-3)
+    np.testing.assert_allclose(turned[box], expected[box], atol=2e-5)
     outside = np.ones(grid.turned_shape, bool)
     outside[grid.covered] = False
-    assert np.all(turned[0][outside] == (activation == "softmax"))  # background, or no region
+    np.testing.assert_allclose(turned[0][outside], activation == "softmax", atol=1e-6)  # background, or no region
     assert not turned[1][outside].any()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["case.npy"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["case.nii"]
 
 
 def test_an_autocast_around_it_rounds_no_logit() -> None:

@@ -199,7 +199,7 @@ class Predictor:
 
         Args:
             prepared: of `prepare`.
-            probabilities: a `.npy` file to write, `(K, X, Y, Z)` float16; a channel a class, or a region.
+            probabilities: a `.nii` file to write, `(X, Y, Z, K)`; a channel a class, or a region with a sigmoid.
 
         Raises:
             DataError: if the network answers with something else than finite numbers.

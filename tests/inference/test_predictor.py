@@ -2,6 +2,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -184,17 +185,16 @@ def test_an_answer_that_is_no_number_is_refused(scan: Scan) -> None:
 def test_probabilities_are_written_beside_the_labels(tmp_path: Path, scan: Scan) -> None:
     bundle = make_bundle(tmp_path / "warm", temperature=2.0)
     predictor = Predictor.from_bundle(bundle)
-    label = predictor.segment(predictor.prepare([scan]), probabilities=tmp_path / "p.npy")
-    stored = np.load(tmp_path / "p.npy").astype(float)
+    label = predictor.segment(predictor.prepare([scan]), probabilities=tmp_path / "p.nii")
+    stored = np.moveaxis(nib.load(tmp_path / "p.nii").get_fdata(), -1, 0)
     assert stored.shape == (3, *scan.voxels.shape)
     assert np.abs(stored.sum(axis=0) - 1).max() < 0.01
     clear = np.sort(stored, axis=0)
     clear = clear[-1] - clear[-2] > 0.002
     assert np.array_equal(stored.argmax(axis=0)[clear], label[clear])
     cold = Predictor.from_bundle(make_bundle(tmp_path / "cold"))
-    cold.segment(cold.prepare([scan]), probabilities=tmp_path / "q.npy")
-    odds, sharper = (
-        np.log(np.maximum(p[1], 1e-3) / np.maximum(p[0], 1e-3)) for p in (stored, np.load(tmp_path / "q.npy"))
-    )
+    cold.segment(cold.prepare([scan]), probabilities=tmp_path / "q.nii")
+    sharp = np.moveaxis(nib.load(tmp_path / "q.nii").get_fdata(), -1, 0)
+    odds, sharper = (np.log(np.maximum(p[1], 1e-3) / np.maximum(p[0], 1e-3)) for p in (stored, sharp))
     some = np.abs(sharper) < 3
     np.testing.assert_allclose(odds[some], sharper[some] / 2, atol=0.05)
