@@ -85,6 +85,13 @@ def predict(
     instances: Annotated[
         bool, typer.Option("--instances", help="Write a mask whose values are the lesions' numbers, too.")
     ] = False,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Write a map of how sure the network is of each voxel's label, in percent."),
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write the probability of every class at every voxel; large.")
+    ] = False,
     pages: Annotated[
         bool, typer.Option("--pages/--no-pages", help="Write a page for each case, and index.html.")
     ] = True,
@@ -144,7 +151,13 @@ def predict(
             strict=strict,
             limit=limit,
             isolate=os.environ.get("MEDSEG_IN_PROCESS") != "1",
-            extras=Extras(pages=pages, formats=parse_formats(formats), instances=instances),
+            extras=Extras(
+                pages=pages,
+                formats=parse_formats(formats),
+                instances=instances,
+                confidence=confidence,
+                probabilities=probabilities,
+            ),
             parquet=parquet,
             root=scans if scans.is_dir() else scans.parent,
         )

@@ -1,26 +1,32 @@
 """What a case gets beside its mask and its row: flags, a page, lesion numbers as a mask, files of other formats."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
+from medseg.data_half import literal
 from medseg.formats import Structures, write_formats, write_label_tables
 from medseg.inference.cases import Case
 from medseg.inference.messages import Extras, Row
+from medseg.inference.predictor import Answer
 from medseg.inference.tables import about_pages
 from medseg.reading import Scan
 from medseg.regions import LabelFacts, Lesions
-from medseg.report.flags import FlagRules, flags_of
+from medseg.report.flags import FlagRules, doubt_flags, flags_of
 from medseg.report.pages import draw_case, page_path, write_case_page
-from medseg.writing import write_nifti
+from medseg.writing import write_compressed, write_mask_png, write_nifti
 
 logger = logging.getLogger(__name__)
 
 INSTANCES_ENDING = "_instances.nii.gz"
+CONFIDENCE_ENDINGS = {"mm": "_confidence.nii.gz", "px": "_confidence.png"}
+PROBABILITIES_ENDING = "_probabilities.nii.gz"
+PERCENT = "confidence in percent: probability of the voxel's label, 0 where background"
 
 
 class CaseExtras:
@@ -49,11 +55,32 @@ class CaseExtras:
         if bundle.unit == "mm":
             write_label_tables(out, self.structures)
 
-    def flags(self, label: LabelFacts, raw: LabelFacts, affine: NDArray[np.float64]) -> list[str]:
-        """What a person should look at in a case; see `medseg.report.flags`. Images in pixels have no flags."""
+    def flags(
+        self,
+        label: LabelFacts,
+        raw: LabelFacts,
+        affine: NDArray[np.float64],
+        *,
+        confidence: Mapping[str, float],
+        agreement: Mapping[str, float],
+    ) -> list[str]:
+        """What a person should look at in a case; see `medseg.report.flags`. Images in pixels have no volumes."""
+        regions, rules = self.bundle.regions, self.rules
         if self.bundle.unit == "px":
-            return []
-        return flags_of(label, raw, affine, regions=self.bundle.regions, rules=self.rules)
+            return doubt_flags(regions, rules, confidence=confidence, agreement=agreement)
+        return flags_of(label, raw, affine, regions=regions, rules=rules, confidence=confidence, agreement=agreement)
+
+    def further_mb(self, voxels: int) -> float:
+        """Disk that the maps of a scan take at most, in MB: probabilities also as they come in."""
+        outputs = literal(self.bundle.recipe, "out_channels")
+        return voxels * (4 * outputs * self.extras.probabilities + self.extras.confidence) / 2**20
+
+    def probability_file(self, case: Case) -> Path | None:
+        """Where the network's probabilities go while they come in; None if they are not asked for."""
+        if not self.extras.probabilities:
+            return None
+        target = self.out / f"{case.case_id}{PROBABILITIES_ENDING}"
+        return target.with_name(f".{uuid4().hex[:8]}-{target.name.removesuffix('.gz')}")
 
     def write(
         self,
@@ -64,8 +91,10 @@ class CaseExtras:
         row: Row,
         lesions: Sequence[Row],
         found: Lesions | None,
+        answer: Answer,
+        probabilities: Path | None = None,
     ) -> list[str]:
-        """Write page, instances and formats of a case.
+        """Write page, instances, formats, confidence and probabilities of a case.
 
         Args:
             case: the case.
@@ -74,6 +103,8 @@ class CaseExtras:
             row: of the report; `flags`, `warnings` and `notes` as lists.
             lesions: rows of lesions.csv.
             found: the lesions; None for a model that seeks none.
+            answer: the network's.
+            probabilities: the file that it has written.
 
         Returns:
             Warnings: what could not be written, and why.
@@ -91,6 +122,12 @@ class CaseExtras:
                 source=case.sources[0],
                 structures=self.structures,
             )
+        self._write_confidence(case, scan, answer)
+        target = self.out / f"{case.case_id}{PROBABILITIES_ENDING}"
+        if probabilities is None:
+            target.unlink(missing_ok=True)  # of an earlier mask
+        else:
+            write_compressed(probabilities, target)
         if self.extras.pages:
             shown = row | {"case_id": case.case_id, "warnings": [*row["warnings"], *warnings]}
             try:
@@ -100,3 +137,13 @@ class CaseExtras:
                 logger.warning("no page of a case", exc_info=True)
                 warnings.append(f"no page: it could not be drawn ({type(error).__name__})")
         return warnings
+
+    def _write_confidence(self, case: Case, scan: Scan, answer: Answer) -> None:
+        """The map if it is asked for; else remove one of an earlier mask."""
+        target = self.out / f"{case.case_id}{CONFIDENCE_ENDINGS[self.bundle.unit]}"
+        if not self.extras.confidence or answer.confidence is None:
+            target.unlink(missing_ok=True)
+        elif self.bundle.unit == "px":
+            write_mask_png(answer.confidence.percent(answer.label), target)
+        else:
+            write_nifti(answer.confidence.percent(answer.label), scan.affine, target, description=PERCENT)

@@ -23,16 +23,25 @@ class Extras:
         pages: a page a case, and a list of all cases.
         formats: files beside the NIfTI mask.
         instances: a mask whose values are the lesions' numbers.
+        confidence: a map of each voxel's confidence.
+        probabilities: a file of all probabilities.
     """
 
     pages: bool = False
     formats: "tuple[Format, ...]" = ()
     instances: bool = False
+    confidence: bool = False
+    probabilities: bool = False
 
     @property
     def names(self) -> frozenset[str]:
         """Short names, to see later whether a case has all that is asked for."""
-        asked = {"pages": self.pages, "instances": self.instances}
+        asked = {
+            "pages": self.pages,
+            "instances": self.instances,
+            "confidence": self.confidence,
+            "probabilities": self.probabilities,
+        }
         return frozenset([*self.formats, *(name for name, wanted in asked.items() if wanted)])
 
 

@@ -11,7 +11,7 @@ from medseg.writing import aside
 FOLDER = ".medseg"  # in OUT: records, claims, the key of pseudonyms
 MASK_ENDINGS = ("_seg.nii.gz", "_seg.png")
 LEFT_OVER = re.compile(
-    r"\.[0-9a-f]{8}-.+(\.nii\.gz|\.png|\.csv|\.json|\.html|\.dcm|\.nrrd|\.stl|\.txt|\.ctbl|\.parquet|key)"
+    r"\.[0-9a-f]{8}-.+(\.nii|\.nii\.gz|\.png|\.csv|\.json|\.html|\.dcm|\.nrrd|\.stl|\.txt|\.ctbl|\.parquet|key)"
 )  # as `aside` names them
 OWNER_ONLY = 0o600
 

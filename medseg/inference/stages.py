@@ -4,7 +4,7 @@ import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ from medseg.inference.estimates import needs_of_scans
 from medseg.inference.extras import CaseExtras
 from medseg.inference.faults import Failure, Step, cause_of, failure_of
 from medseg.inference.messages import Result, Row, Setup
-from medseg.inference.tables import mask_path
+from medseg.inference.predictor import Answer
+from medseg.inference.tables import AGREEMENT, CONFIDENCE, mask_path
 from medseg.inference.training_range import outside_range
 from medseg.memory import peak_memory_mb
 from medseg.reading import Header, Scan, read_channels, read_header, scan_stem
@@ -37,8 +38,8 @@ class Segmenter(Protocol):
     def prepare(self, scans: Sequence[Scan]) -> Any:
         """Channels of a case -> what the network sees, with `notes` for the report."""
 
-    def segment(self, prepared: Any) -> Label:
-        """Labels on the first channel's own grid."""
+    def answer(self, prepared: Any, *, probabilities: Path | None = None) -> Answer:
+        """Labels on the first channel's own grid, and how sure of them the network is."""
 
     def finish(self, label: Label, scans: Sequence[Scan]) -> tuple[Label, tuple[str, ...]]:
         """Labels after the clean-up rules, and what these did."""
@@ -58,7 +59,8 @@ class Job:
     seconds: float = 0.0
     scans: tuple[Scan, ...] = ()
     prepared: Any = None
-    label: Label | None = None
+    answer: Answer | None = None
+    probabilities: Path | None = None
     flags: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -101,7 +103,8 @@ class Stages:
             names = [source.path.name for source in sources] * len(job.scans)  # one file may hold all channels
             job.scans = tuple(check_hu(scan, name) for scan, name in zip(job.scans, names, strict=False))
         headers = [Header(scan.voxels.shape, scan.affine, "", scan.voxels.nbytes) for scan in job.scans]
-        self.check_disk(self.out, needs_of_scans(headers, self.bundle).disk_mb)
+        needs = needs_of_scans(headers, self.bundle)
+        self.check_disk(self.out, needs.disk_mb + self.extras.further_mb(needs.voxels))
         job.warnings += [warning for scan in job.scans for warning in scan.warnings]
         job.flags += outside_range(job.scans, self._training_range)
         self._begin(job, "prepare")
@@ -113,11 +116,12 @@ class Stages:
     def network(self, job: Job) -> None:
         """Labels of the network; where memory does not suffice, again with less at a time."""
         job.since = time.monotonic()
-        while job.label is None:
+        job.probabilities = self.extras.probability_file(job.case)
+        while job.answer is None:
             try:
                 self._begin(job, "network")
                 with torch.inference_mode():
-                    job.label = self.predictor.segment(job.prepared)
+                    job.answer = self.predictor.answer(job.prepared, probabilities=job.probabilities)
             except (MemoryError, RuntimeError) as error:
                 less = self.predictor.less_memory() if cause_of(error, "network") == "memory" else None
                 if less is None:
@@ -130,19 +134,33 @@ class Stages:
         """Mask cleaned up, measured and on disk."""
         job.since = time.monotonic()
         self._begin(job, "finish")
-        if job.label is None:
+        answer = job.answer
+        if answer is None:
             raise RuntimeError("no label map to write")
-        label, notes = self.predictor.finish(job.label, job.scans)
+        label, notes = self.predictor.finish(answer.label, job.scans)
         self._begin(job, "measure")
         facts = LabelFacts.of(label)
-        before = facts if label is job.label else LabelFacts.of(job.label)
+        before = facts if label is answer.label else LabelFacts.of(answer.label)
         region = self.bundle.lesion_region
         found = None if region is None else Lesions.of(facts, self.bundle.regions[region])
         measured, lesions = self._measure(facts, found, job.scans[0])
-        flags = [*job.flags, *self.extras.flags(facts, before, job.scans[0].affine)]
+        doubts = self._doubts(answer, label, found, lesions)
+        measured |= {f"{name}{ending}": value for ending, each in doubts.items() for name, value in each.items()}
+        confidence, agreement = doubts[CONFIDENCE], doubts[AGREEMENT]
+        flags = self.extras.flags(facts, before, job.scans[0].affine, confidence=confidence, agreement=agreement)
+        flags = [*job.flags, *flags]
         told: Row = {"flags": flags, "warnings": job.warnings, "notes": [*job.notes, *notes], **measured}
         self._begin(job, "write")
-        job.warnings += self.extras.write(job.case, job.scans[0], facts, row=told, lesions=lesions, found=found)
+        job.warnings += self.extras.write(
+            job.case,
+            job.scans[0],
+            facts,
+            row=told,
+            lesions=lesions,
+            found=found,
+            answer=answer,
+            probabilities=job.probabilities,
+        )
         # the mask last: once it is there it is soon recorded
         target = mask_path(self.out, job.case, self.bundle)
         if self.bundle.unit == "px":
@@ -162,7 +180,7 @@ class Stages:
             "extras": ",".join(sorted(self.extras.extras.names)),
         }
         job.result = Result(row, lesions, tuple(scan.sha256 for scan in job.scans), target)
-        job.scans, job.label = (), None
+        _forget(job)
 
     def need_mb(self, case: Case) -> float:
         """Estimated memory of a case, 0 where a header cannot be read: its reading will say why."""
@@ -173,7 +191,7 @@ class Stages:
 
     def failure(self, job: Job, error: Exception) -> Failure:
         """What an error in the step of a job means, for the report; frees what the job holds."""
-        job.scans, job.prepared, job.label = (), None, None
+        _forget(job)
         failure = failure_of(error, job.step, root=self.root)
         seconds = round(job.seconds + time.monotonic() - job.since, 2)
         return failure._replace(message=without_names(failure.message, job.case), seconds=seconds)
@@ -189,12 +207,33 @@ class Stages:
         if self.hook is not None:
             self.hook(step, job.case.case_id)
 
+    def _doubts(
+        self, answer: Answer, label: Label, found: Lesions | None, lesions: Sequence[Row]
+    ) -> dict[str, Mapping[str, float]]:
+        """Confidence and agreement of each region, by the ending of its column; lesions get their probability."""
+        if answer.confidence is None:
+            return {CONFIDENCE: {}, AGREEMENT: answer.agreement}
+        region = self.bundle.lesion_region
+        if region is not None and found is not None:
+            means = answer.confidence.of_lesions(answer.label, region, found)
+            for lesion, mean in zip(lesions, means, strict=True):
+                lesion["mean_probability"] = mean
+        means_of_regions = answer.confidence.means(answer.label, None if label is answer.label else label)
+        return {CONFIDENCE: means_of_regions, AGREEMENT: answer.agreement}
+
     def _measure(self, facts: LabelFacts, found: Lesions | None, scan: Scan) -> tuple[Row, list[Row]]:
         regions, lesion_region = self.bundle.regions, self.bundle.lesion_region
         if self.bundle.unit == "px":
             return measure_image(facts, regions=regions, lesion_region=lesion_region, found=found)
         hu = scan.voxels if self.bundle.modality == "CT" else None
         return measure(facts, scan.affine, regions=regions, lesion_region=lesion_region, found=found, hu=hu)
+
+
+def _forget(job: Job) -> None:
+    """Free what a job holds, on the disk too."""
+    if job.probabilities is not None:
+        job.probabilities.unlink(missing_ok=True)
+    job.scans, job.prepared, job.answer, job.probabilities = (), None, None, None
 
 
 def without_names(message: str, case: Case) -> str:

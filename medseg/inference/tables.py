@@ -27,9 +27,10 @@ LESION_COLUMNS = {
         *("case_id", "lesion", "volume_ml", "longest_in_plane_diameter_mm", "longest_3d_diameter_mm"),
         *("mean_hu", "mean_probability", "location", "x_mm", "y_mm", "z_mm"),
     ),
-    "px": ("case_id", "lesion", "area_px", "longest_diameter_px", "x_px", "y_px"),
+    "px": ("case_id", "lesion", "area_px", "longest_diameter_px", "mean_probability", "x_px", "y_px"),
 }
 MASK_ENDING = {"mm": "_seg.nii.gz", "px": "_seg.png"}
+CONFIDENCE, AGREEMENT = "_confidence", "_agreement"  # columns of a region: mean probability; Dice between members
 HIDDEN_COLUMNS = ("extras",)  # of a row, and in no table
 SHORTEST_S = 5.0  # between two writings of the tables while cases are being done
 LIST_EVERY_S = 60.0  # the list of cases is read by people
@@ -57,7 +58,10 @@ def report_columns(
         *("case_id", "status", "message", "flags", "warnings"),
         *(f"{region}_{size}" for region in regions),
         *([f"{without_lesions(organ, lesion_region)}_ml"] if organ and lesion_region else []),
-        *("lesion_count", f"longest_diameter_{unit}", "notes"),
+        *("lesion_count", f"longest_diameter_{unit}"),
+        *(f"{region}{CONFIDENCE}" for region in regions),
+        *(f"{region}{AGREEMENT}" for region in regions),
+        "notes",
         *("seconds", "peak_memory_mb", "model", "precision", "device"),
     ]
 
@@ -144,7 +148,7 @@ class Tables:
         """
         known = [{column: row[column] for column in self.columns if column in row} for row in rows]
         found = list(lesions)
-        write_csv(self.out / "report.csv", known, self.columns)
+        write_csv(self.out / "report.csv", known, self._told_columns(known))
         if self.bundle.lesion_region:
             write_csv(self.out / "lesions.csv", found, LESION_COLUMNS[self.bundle.unit])
         self._write_json(known, found)
@@ -153,6 +157,12 @@ class Tables:
             self._next_list = time.monotonic() + LIST_EVERY_S
         if self.parquet and not running:
             self._write_parquet(known, found)
+
+    def _told_columns(self, rows: Sequence[Row]) -> list[str]:
+        """Columns, those of agreement only where several predictions were compared."""
+        unused = {f"{region}{AGREEMENT}" for region in self.bundle.regions}
+        unused = {column for column in unused if not any(row.get(column) not in (None, "") for row in rows)}
+        return [column for column in self.columns if column not in unused]
 
     def _write_json(self, rows: Iterable[Row], lesions: Iterable[Row]) -> None:
         """`report.json`: each row of the report with its lesions."""
@@ -178,7 +188,7 @@ class Tables:
         import pyarrow
         import pyarrow.parquet
 
-        columns = {"report": self.columns, "lesions": list(LESION_COLUMNS[self.bundle.unit])}
+        columns = {"report": self._told_columns(rows), "lesions": list(LESION_COLUMNS[self.bundle.unit])}
         for name, table in (("report", rows), ("lesions", lesions)):
             if name == "lesions" and not self.bundle.lesion_region:
                 continue

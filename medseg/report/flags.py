@@ -1,6 +1,6 @@
 """Flags: what in a result a person should look at first. A flag says what was seen, never that the mask is wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import ConfigError
-from medseg.geometry import Box, piece_sizes, voxel_volume_ml
+from medseg.geometry import Box, connected_pieces, voxel_volume_ml, voxels_of_pieces
 from medseg.regions import LabelFacts
 
 
@@ -58,6 +58,9 @@ class FlagRules:
         for region, ends in rules.volume_ml.items():
             if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
                 raise ConfigError(f"flags::volume_ml::{region}: is {list(ends)}; give the smallest and the largest mL")
+        for name in ("confidence_below", "agreement_below"):
+            if not 0 <= (share := getattr(rules, name)) <= 1:
+                raise ConfigError(f"flags::{name}: is {share}; give a share from 0 to 1, such as 0.7")
         return rules
 
 
@@ -94,7 +97,27 @@ def flags_of(
             if region in rules.at_border and touches_border(facts.box(values), facts.label.shape):
                 flags.append(f"{region}: reaches the border of the scan, so its volume may be too small")
         flags += _cleanup_flags(region, values, before, voxel_ml, rules, volume=volume)
-        flags += _doubt_flags(region, confidence or {}, agreement or {}, rules)
+        flags += doubt_flags([region], rules, confidence=confidence or {}, agreement=agreement or {})
+    return flags
+
+
+def doubt_flags(
+    regions: Iterable[str], rules: FlagRules, *, confidence: Mapping[str, float], agreement: Mapping[str, float]
+) -> list[str]:
+    """Regions that the network is not sure of, or several predictions see otherwise.
+
+    Args:
+        regions: names.
+        rules: thresholds.
+        confidence: mean confidence of each region, as far as it is known.
+        agreement: Dice of each region between several predictions, if there were several.
+    """
+    flags = []
+    for region in regions:
+        if confidence.get(region, 1.0) < rules.confidence_below:
+            flags.append(f"{region}: low confidence ({confidence[region]:.2f})")
+        if agreement.get(region, 1.0) < rules.agreement_below:
+            flags.append(f"{region}: predictions disagree (Dice {agreement[region]:.2f})")
     return flags
 
 
@@ -121,22 +144,12 @@ def _cleanup_flags(
     box = raw.box(values)
     if region in rules.pieces_above_ml and box is not None:
         threshold = rules.pieces_above_ml[region]
-        large = int((piece_sizes(raw.mask(values, box)) * voxel_ml >= threshold).sum())
+        pieces, count = connected_pieces(raw.mask(values, box))
+        large = int((voxels_of_pieces(pieces, count) * voxel_ml >= threshold).sum()) if count > 1 else 1
         if large > 1:
             flags.append(f"{region}: {large} separate pieces of {threshold:g} mL or more before clean-up")
     if region in rules.removed_above_ml:
         removed = raw.voxels(values) * voxel_ml - volume
         if removed > rules.removed_above_ml[region]:
             flags.append(f"{region}: clean-up removed {removed:.1f} mL")
-    return flags
-
-
-def _doubt_flags(
-    region: str, confidence: Mapping[str, float], agreement: Mapping[str, float], rules: FlagRules
-) -> list[str]:
-    flags = []
-    if confidence.get(region, 1.0) < rules.confidence_below:
-        flags.append(f"{region}: low confidence ({confidence[region]:.2f})")
-    if agreement.get(region, 1.0) < rules.agreement_below:
-        flags.append(f"{region}: predictions disagree (Dice {agreement[region]:.2f})")
     return flags

@@ -12,6 +12,7 @@ from medseg.errors import DataError
 from medseg.inference.cases import Case
 from medseg.inference.estimates import forecast, needs_of
 from medseg.inference.messages import Setup
+from medseg.inference.predictor import Answer
 from medseg.inference.stages import Job, Stages, without_names
 from medseg.reading import ScanSource
 
@@ -26,11 +27,11 @@ class Actor:
     def prepare(self, scans):
         return SimpleNamespace(shape=scans[0].voxels.shape, notes=("body box 9x8x7 of 21x18x13",))
 
-    def segment(self, prepared):
+    def answer(self, prepared, *, probabilities=None):
         if self.failures:
             self.failures -= 1
             raise self.error
-        return np.full(prepared.shape, 2, np.uint8)
+        return Answer(np.full(prepared.shape, 2, np.uint8))
 
     def finish(self, label, scans):
         return label, ("tumor: 0.4 mL removed by RemoveSmall",)
