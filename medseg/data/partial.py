@@ -56,6 +56,11 @@ class PartialLabels:
         )
 
 
+def annotated_regions(samples: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Which regions were annotated in each sample, sorted; empty where all were."""
+    return [tuple(sorted(sample.get("labeled", ()))) for sample in samples]
+
+
 def merged_values(
     labels: Mapping[str, int],
     regions: Mapping[str, Sequence[int]],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from medseg.data import Cases, PartialLabels
+from medseg.data import Cases, PartialLabels, annotated_regions
 from medseg.data.partial import merge_unlabeled, merged_values
 from medseg.errors import ConfigError, DataError
 
@@ -114,3 +114,13 @@ def test_a_data_set_leaves_the_ignored_value_alone() -> None:
     partial_labels = PartialLabels(cases, LABELS, REGIONS, ignore_label=254)
     assert partial_labels.merged == {253: [0, 1]}
     assert partial_labels(np.array([0, 254], np.uint8), ["tumor"]).tolist() == [253, 254]
+
+
+def test_annotated_regions_are_one_kind_in_any_order() -> None:
+    samples = [
+        {"labeled": ["tumor", "liver"]},
+        {"labeled": ["liver", "tumor"]},
+        {"labeled": ["liver"]},
+        {"case_id": "a"},
+    ]
+    assert annotated_regions(samples) == [("liver", "tumor"), ("liver", "tumor"), ("liver",), ()]

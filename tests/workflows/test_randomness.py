@@ -9,7 +9,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, Lambdad, RandAffined, RandGaussianNoised, RandSpatialCropSamplesd
 
 from medseg.data.cache import CachedCases
-from workflows.randomness import EpochSampler, SeededSamples, SeedEpochs
+from workflows.randomness import EpochSampler, SeededSamples, SeedEpochs, spread_evenly
 
 CASES = 5
 
@@ -54,6 +54,41 @@ def test_an_epoch_deals_each_sample_once_in_an_order_of_its_own():
     orders = [[index for index, _ in pairs(seed=0, epoch=epoch)] for epoch in range(1, 30)]
     assert all(sorted(order) == list(range(CASES)) for order in orders)
     assert len({tuple(order) for order in orders}) > 20  # of 120 possible ones
+
+
+def batches_of_kinds(kinds: str, batch_size: int, *, epoch: int = 1) -> list[str]:
+    sampler = EpochSampler(kinds, seed=7, batch_size=batch_size, kinds=kinds)
+    sampler.epoch = epoch
+    dealt = [index for index, _ in sampler]
+    assert sorted(dealt) == list(range(len(kinds)))
+    return ["".join(kinds[index] for index in dealt[at : at + batch_size]) for at in range(0, len(dealt), batch_size)]
+
+
+def test_every_batch_has_its_share_of_each_kind() -> None:
+    for epoch in range(1, 20):
+        assert all(set(batch) == {"t", "l"} for batch in batches_of_kinds(8 * "t" + 8 * "l", 2, epoch=epoch))
+        assert all(batch.count("l") == 1 for batch in batches_of_kinds(9 * "t" + 3 * "l", 4, epoch=epoch))
+        # shares that do not come out even: off by one and no more
+        assert {batch.count("l") for batch in batches_of_kinds(7 * "t" + 5 * "l", 4, epoch=epoch)} <= {1, 2}
+
+
+def test_kinds_leave_the_order_within_each_of_them_to_chance() -> None:
+    order = np.random.default_rng(0).permutation(12).tolist()
+    kinds = [index % 3 for index in range(12)]
+    spread = spread_evenly(order, kinds, np.random.RandomState(0))
+    for kind in range(3):
+        assert [index for index in spread if index % 3 == kind] == [index for index in order if index % 3 == kind]
+    firsts = {batches_of_kinds("ttll", 1, epoch=epoch)[0] for epoch in range(1, 20)}
+    assert firsts == {"t", "l"}  # neither kind always comes first
+
+
+def test_samples_of_one_kind_are_dealt_as_without() -> None:
+    assert list(EpochSampler(range(9), seed=2, kinds=9 * "t")) == list(EpochSampler(range(9), seed=2))
+
+
+def test_kinds_are_one_a_sample() -> None:
+    with pytest.raises(ValueError, match="there are 2 kinds for 3 samples; give one a sample"):
+        EpochSampler(range(3), seed=0, kinds="tl")
 
 
 def test_order_and_seeds_follow_from_seed_and_epoch():
