@@ -1,11 +1,11 @@
 """Partial labels: half of a phantom's cases with their tumors annotated only, the other half with their livers only.
 
 Four trainings of the same recipe, judged on held-out cases that are annotated in full: both halves, each case stating
-what was annotated; both halves with what is not annotated taken for background; and each half by itself. With equal epochs
-every case is seen equally often, by one recipe; a half by itself then makes half as many updates. With equal updates
-it has a batch of one case instead of two, so that both its updates and how often it sees each case are the same. With
-equal steps it sees each of its cases twice as often, which favors it as long as trainings are short. Trainings that are
-finished are skipped when this is started again.
+what was annotated; both halves with what is not annotated taken for background; and each half by itself. With equal
+epochs every case is seen equally often, by one recipe; a half by itself then makes half as many updates. With equal
+updates it has a batch of one case instead of two, so that both its updates and how often it sees each case are the
+same. With equal steps it sees each of its cases twice as often, which favors it as long as trainings are short.
+Trainings that are finished are skipped when this is started again.
 
     python benchmarks/partial_labels.py [--folder runs/partial_labels] [--epochs 60] [--equal epochs|updates|steps]
         [--seeds 2] [--out partial.json]
