@@ -101,6 +101,18 @@ class Bundle:
         return self._literal("flags") if "flags" in self.recipe else None
 
     @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities; 1 where none has been fitted.
+
+        Raises:
+            ConfigError: if it is no number above 0.
+        """
+        told = self.metadata.get("temperature", 1.0)
+        if not isinstance(told, int | float) or not 0 < told < float("inf"):
+            raise ConfigError(f"{METADATA}: temperature is {told!r}; give a number above 0, or leave it out")
+        return float(told)
+
+    @property
     def precision(self) -> str:
         """Floating-point type the network runs in: one that a stored check has found as good, else the inferer's."""
         check = self.metadata.get("precision_check")

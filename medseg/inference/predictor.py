@@ -168,12 +168,11 @@ class Predictor:
         if isinstance(inferer, SlidingWindow | SliceBySlice):
             axes = range(len(inferer.window.patch_size)) if mirroring is True else mirroring or None
             parts["inferer"] = inferer.changed(precision=precision or bundle.precision, mirror_axes=axes)  # type: ignore[arg-type]
-        temperature = float(bundle.metadata.get("temperature", 1.0))
         networks = [bundle.network(fold) for fold in bundle.folds or (None,)]
         return cls(
             FoldMean(networks) if bundle.folds else networks[0],
             **parts,
-            to_label=label_maker(bundle.activation, bundle.regions, temperature=temperature),
+            to_label=label_maker(bundle.activation, bundle.regions, temperature=bundle.temperature),
             device=device,
             labels=bundle.labels,
             regions=bundle.regions,

@@ -13,7 +13,7 @@ from medseg.data_half import data_half
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a mask depends on besides its scan; device, batch and memory choices are left out on purpose.
+    """What a mask and its row depend on besides the scan; device, batch and memory choices are left out on purpose.
 
     Attributes:
         model: name of the model.
@@ -24,6 +24,7 @@ class RunSettings:
         mirroring: whether logits are averaged over mirrored windows.
         folds: folds of an ensemble that are used; empty for a single model.
         cleanup: whether the model's clean-up rules are applied.
+        temperature: of the confidence.
         medseg: major and minor version of medseg.
     """
 
@@ -35,6 +36,7 @@ class RunSettings:
     mirroring: bool = False
     folds: tuple[int, ...] = ()
     cleanup: bool = True
+    temperature: float = 1.0
     medseg: str = ".".join(__version__.split(".")[:2])
 
     @classmethod
@@ -67,6 +69,7 @@ class RunSettings:
             mirroring=mirroring,
             folds=used,
             cleanup=cleanup,
+            temperature=bundle.temperature,
         )
 
     @classmethod

@@ -154,6 +154,7 @@ def write_case_page(path: Path, about: About, row: Row, lesions: Sequence[Row], 
         {"number": lesion["lesion"], "cells": [_shown(lesion.get(name), LESION_TITLES[name][1]) for name in columns]}
         for lesion in lesions[:MOST_LESIONS]
     ]
+    volumes = _volumes(about, row)
     page = page_template("case.html.j2").render(
         style=Markup(page_style()),
         case_id=row["case_id"],
@@ -167,7 +168,8 @@ def write_case_page(path: Path, about: About, row: Row, lesions: Sequence[Row], 
         flags=_sentences(row.get("flags")),
         warnings=_sentences(row.get("warnings")),
         notes=_sentences(row.get("notes")),
-        volumes=_volumes(about, row),
+        volumes=volumes,
+        doubts=[key for key in ("confidence", "agreement") if any(each[key] for each in volumes)],
         lesion_region=about.lesion_region,
         lesions=lesions,
         shown_lesions=shown,
@@ -252,7 +254,8 @@ def _volumes(about: About, row: Row) -> list[dict[str, str]]:
     for name in [key.removesuffix(f"_{size}") for key in row if key.endswith(f"_{size}")]:
         value = row[f"{name}_{size}"]
         words = "none found" if not value else "< 0.1" if 0 < value < 0.05 else _shown(value, 0 if size == "px" else 1)
-        shown.append({"name": name.replace("_", " "), "color": colors.get(name, ""), "shown": words})
+        doubts = {key: _shown(row.get(f"{name}_{key}"), 2) for key in ("confidence", "agreement")}
+        shown.append({"name": name.replace("_", " "), "color": colors.get(name, ""), "shown": words, **doubts})
     return shown
 
 

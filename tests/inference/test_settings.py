@@ -64,7 +64,7 @@ def test_every_setting_changes_the_digest():
         dataclasses.replace(ONE, **{name: value})
         for name, value in {
             "model": "x", "version": "2", "weights_sha256": "c" * 64, "recipe_sha256": "c" * 64, "precision": "float16",
-            "mirroring": True, "folds": (0,), "cleanup": False, "medseg": "9.9",
+            "mirroring": True, "folds": (0,), "cleanup": False, "temperature": 2.0, "medseg": "9.9",
         }.items()
     ]  # fmt: skip
     assert len(others) == len(dataclasses.fields(RunSettings))
