@@ -121,6 +121,35 @@ def test_each_class_has_its_dice_from_the_samples_that_know_it(batch_dice):
     assert_same(Dice(merged=MERGED, batch_dice=batch_dice)(logits, known), expected, logits)
 
 
+def test_a_batch_of_both_kinds_computed_voxel_by_voxel():
+    """A case with its tumors only beside one with its liver only: each term by its definition, in float64."""
+    logits, label, _ = example(["tumor"])
+    label[0, 0, 0, 0, :2], label[1, 0, 0, 0, :3] = 2, torch.tensor([0, 1, 2])
+    known = label.clone()
+    known[0][label[0] < 2], known[1][label[1] > 0] = 254, 253
+    weights = [1.0, 2.0, 5.0]
+    sums = {"liver": [0.0, 0.0, 0.0], "tumor": [0.0, 0.0, 0.0]}  # overlap, predicted, reference
+    cost = weight = 0.0
+    for sample in range(2):
+        for voxel in np.ndindex(SIZE):
+            raw = np.exp(logits.detach().numpy()[(sample, slice(None), *voxel)].astype(np.float64))
+            _, liver, tumor = raw / raw.sum()
+            value = int(label[(sample, 0, *voxel)])
+            if sample == 0:
+                region, found, inside = "tumor", tumor, value == 2
+                own = 5.0 if inside else 1.0  # background or liver weighs as the background
+            else:
+                region, found, inside = "liver", liver + tumor, value > 0
+                own = 2.0 if inside else 1.0  # liver or tumor weighs as the liver
+            cost -= own * math.log(found if inside else 1 - found)
+            weight += own
+            sums[region] = [sums[region][0] + found * inside, sums[region][1] + found, sums[region][2] + inside]
+    dice = [2 * overlap / (predicted + reference) for overlap, predicted, reference in sums.values()]
+    parts = DiceCrossEntropy(class_weights=weights, merged=MERGED, batch_dice=True).parts(logits, known)
+    assert parts["dice"].item() == pytest.approx(1 - sum(dice) / 2, abs=1e-6)
+    assert parts["cross_entropy"].item() == pytest.approx(cost / weight, abs=1e-6)
+
+
 @pytest.mark.parametrize("loss", [Dice, Tversky])
 def test_a_sample_without_liver_counts_for_the_liver_of_the_batch(loss):
     """Two patches of cases with their liver annotated only, one of them without any: a case of two classes."""
