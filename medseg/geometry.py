@@ -4,6 +4,7 @@ Every affine is `(4, 4)`, voxel index to mm, world axes growing to the patient's
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import cc3d
@@ -13,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 Box = tuple[slice, ...]
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 SUPERIOR = 2
+AT_ONCE = 2**19  # voxels
+MOST_PAIRED = 600  # points whose distances are all computed sooner than their hull is found
 
 
 def spacing_mm(affine: ArrayLike) -> tuple[float, float, float]:
@@ -96,9 +99,9 @@ def numbered_by_size(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], dict[s
         Numbers on the mask's grid. Then, one row a lesion: `voxel_counts`, `bounding_boxes` (first and last index along
         the first axis, the second, ...) and `centroids` (mean index).
     """
-    lesions = np.ascontiguousarray(mask)  # so that ties are numbered alike whatever the memory order
-    # as bytes: with booleans cc3d 4.1.1 numbers some 2D maps wrongly and fails on lines of voxels
-    pieces = cc3d.connected_components(lesions.view(np.uint8), connectivity=26 if mask.ndim == 3 else 8)
+    pieces, _ = connected_pieces(
+        np.ascontiguousarray(mask)
+    )  # so that ties are numbered alike whatever the memory order
     found = cc3d.statistics(pieces, no_slice_conversion=True)
     known = {name: found[name][1:] for name in ("voxel_counts", "bounding_boxes", "centroids")}
     by_size = np.argsort(-known["voxel_counts"].astype(np.int64), kind="stable")
@@ -107,11 +110,27 @@ def numbered_by_size(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], dict[s
     return rank[pieces], {name: values[by_size] for name, values in known.items()}
 
 
-def piece_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Voxels of each connected piece, as `connected_lesions` joins them, in no order."""
-    pieces = cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=26)
-    sizes: NDArray[np.int64] = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"][1:].astype(np.int64)
-    return sizes
+def connected_pieces(mask: NDArray[np.bool_]) -> tuple[NDArray[np.unsignedinteger], int]:
+    """Number the connected pieces of a mask 1, 2, ... in the order of their first voxel in memory, and how many.
+
+    They are joined through faces, edges and corners.
+    """
+    ordered = mask if mask.flags.forc else np.ascontiguousarray(mask)
+    # as bytes: with booleans cc3d 4.1.1 numbers some 2D maps wrongly and fails on lines of voxels
+    found: tuple[NDArray[np.unsignedinteger], int] = cc3d.connected_components(
+        ordered.view(np.uint8), connectivity=26 if mask.ndim == 3 else 8, return_N=True
+    )
+    return found
+
+
+def voxels_of_pieces(pieces: NDArray[np.unsignedinteger], count: int) -> NDArray[np.int64]:
+    """Voxels of each of `count` pieces, of a map of their numbers from 1."""
+    numbers = pieces.ravel(order="K")
+    some = max(AT_ONCE, 4 * count)  # `bincount` copies to 64 bits
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    for start in range(0, numbers.size, some):
+        sizes += np.bincount(numbers[start : start + some], minlength=count + 1)
+    return sizes[1:]
 
 
 def bounding_box(mask: NDArray[np.generic]) -> Box | None:
@@ -140,7 +159,15 @@ def longest_in_plane_diameter_mm(mask: NDArray[np.generic], affine: ArrayLike) -
         return 0.0
     axial = [axis for axis, _ in world_axes(affine)].index(SUPERIOR)
     edges_mm = np.delete(np.asarray(affine, dtype=np.float64)[:3, :3], axial, axis=1).T
-    return max(_diameter_mm(plane != 0, edges_mm) for plane in np.moveaxis(mask[box], axial, 0))
+    planes = np.moveaxis(mask[box] != 0, axial, 0)
+    spans = [_span(planes.any(axis=axis))[:, None] * edge for axis, edge in ((2, edges_mm[0]), (1, edges_mm[1]))]
+    no_longer_mm = np.linalg.norm([spans[0] + spans[1], spans[0] - spans[1]], axis=2).max(axis=0) * (1 + 1e-9)
+    longest = 0.0
+    for place in np.argsort(-no_longer_mm):
+        if no_longer_mm[place] <= longest:  # nor will any after it be longer
+            break
+        longest = max(longest, _longest_mm(_outer_corners(planes[place]), edges_mm))
+    return longest
 
 
 def longest_3d_diameter_mm(mask: NDArray[np.generic], affine: ArrayLike) -> float:
@@ -150,37 +177,39 @@ def longest_3d_diameter_mm(mask: NDArray[np.generic], affine: ArrayLike) -> floa
         mask: `(X, Y, Z)`; what is not zero counts, as one lesion.
         affine: the mask's affine.
     """
-    from scipy.spatial import ConvexHull  # see _diameter_mm
-    from scipy.spatial.distance import pdist
-
     box = bounding_box(mask)
     if box is None:
         return 0.0
-    inside = mask[box] != 0
-    rows = np.argwhere(inside.any(axis=2))  # a row's outermost voxels along the last axis hold its part of the hull
-    columns = inside[rows[:, 0], rows[:, 1]]
-    first = columns.argmax(axis=1)
-    last = inside.shape[2] - 1 - columns[:, ::-1].argmax(axis=1)
-    ends = np.concatenate([np.column_stack([rows, first - 0.5]), np.column_stack([rows, last + 0.5])])
-    steps = np.array([(x, y, 0.0) for x in (-0.5, 0.5) for y in (-0.5, 0.5)])
-    points = (ends[:, None] + steps).reshape(-1, 3)
-    outline = points[ConvexHull(points).vertices]
-    return float(pdist(outline @ np.asarray(affine, dtype=np.float64)[:3, :3].T).max())
+    return _longest_mm(_outer_corners(mask[box] != 0), np.asarray(affine, dtype=np.float64)[:3, :3].T)
 
 
-def _diameter_mm(plane: NDArray[np.bool_], edges_mm: NDArray[np.float64]) -> float:
-    """Longest distance between voxel corners of one slice, whose axes step by `edges_mm` `(2, 3)`."""
-    from scipy.spatial import ConvexHull  # half a second to import, and most callers never measure
+def _span(occupied: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """From the first to the last of each row `(rows, n)`, in steps of one voxel."""
+    last = occupied.shape[1] - occupied[:, ::-1].argmax(axis=1)
+    return np.where(occupied.any(axis=1), last - occupied.argmax(axis=1), 0)
+
+
+def _outer_corners(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Corners of voxels `(N, axes)`, in voxels: the outermost along the last axis, and so all of the hull's."""
+    length = mask.shape[-1]
+    occupied = mask.any(axis=-1)
+    first = np.where(occupied, mask.argmax(axis=-1), length)
+    stop = np.where(occupied, length - mask[..., ::-1].argmax(axis=-1), -1)
+    around = [n + 1 for n in occupied.shape]
+    low, high = np.full(around, length), np.full(around, -1)
+    for sides in product((slice(None, -1), slice(1, None)), repeat=occupied.ndim):  # of a corner, where voxels may be
+        np.minimum(low[sides], first, out=low[sides])
+        np.maximum(high[sides], stop, out=high[sides])
+    there = np.nonzero(high >= 0)
+    return np.concatenate([np.column_stack([*there, ends[there]]) for ends in (low, high)]) - 0.5
+
+
+def _longest_mm(points: NDArray[np.float64], edges_mm: NDArray[np.float64]) -> float:
+    """Longest distance between two points `(N, axes)` of a grid whose axes step by `edges_mm` `(axes, 2 or 3)`."""
+    from scipy.spatial import ConvexHull  # slow to import, and most callers never measure
     from scipy.spatial.distance import pdist
 
-    rows = np.flatnonzero(plane.any(axis=1))
-    if rows.size == 0:
-        return 0.0
-    first = plane[rows].argmax(axis=1)  # a row's outermost voxels hold its part of the hull
-    last = plane.shape[1] - 1 - plane[rows, ::-1].argmax(axis=1)
-    corners = [np.stack([rows + step, column], axis=1) for step in (-0.5, 0.5) for column in (first - 0.5, last + 0.5)]
-    points = np.concatenate(corners)
-    outline = points[ConvexHull(points).vertices]
+    outline = points if len(points) <= MOST_PAIRED else points[ConvexHull(points).vertices]
     return float(pdist(outline @ edges_mm).max())
 
 

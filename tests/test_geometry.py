@@ -9,11 +9,14 @@ from scipy.spatial.transform import Rotation
 from medseg.geometry import (
     bounding_box,
     connected_lesions,
+    connected_pieces,
     grid_difference,
+    longest_3d_diameter_mm,
     longest_in_plane_diameter_mm,
     orientation_code,
     spacing_mm,
     voxel_volume_ml,
+    voxels_of_pieces,
 )
 
 SHEARED = np.array([[-0.7, 0.1, 0.0, 33.0], [0.2, 0.8, 0.4, -10.0], [0.0, -0.3, 2.5, 7.0], [0, 0, 0, 1]])
@@ -154,3 +157,26 @@ def test_diameter_is_the_longest_of_all_corner_pairs(affine):
 
 def test_diameter_of_nothing_is_zero():
     assert longest_in_plane_diameter_mm(np.zeros((3, 4, 5)), SHEARED) == 0.0
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pieces_are_counted_as_scipy_counts_them(order):
+    random = np.random.default_rng(0)
+    for shape in [(30, 20, 25), (1, 18, 1), (90, 90, 90)]:
+        mask = np.asarray(random.random(shape) > 0.9, order=order)
+        pieces, count = connected_pieces(mask)
+        expected, number = scipy_label(mask, np.ones((3, 3, 3)))
+        assert count == number
+        np.testing.assert_array_equal(pieces > 0, mask)
+        sizes = voxels_of_pieces(pieces, count)
+        assert sizes[:40].tolist() == [np.count_nonzero(pieces == piece) for piece in range(1, min(count, 40) + 1)]
+        assert sorted(sizes) == sorted(np.bincount(expected.ravel())[1:])
+
+
+def test_diameters_of_large_bodies_are_those_of_their_far_ends():
+    mask = np.zeros((60, 50, 40), bool)
+    mask[5:55, 20:30, 10:30] = True
+    mask[30, 3:47, 20] = True
+    affine = np.diag([0.5, 0.9, 2.0, 1.0])
+    assert longest_3d_diameter_mm(mask, affine) == pytest.approx(np.linalg.norm([25, 9, 40]))
+    assert longest_in_plane_diameter_mm(mask, affine) == pytest.approx(44 * 0.9, abs=0.01)
