@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from medseg.bundle import METADATA, open_bundle, task_metadata, write_bundle
 from medseg.cli.common import app
+from medseg.evaluation.judgment import Judgment
+from medseg.evaluation.temperature import temperature_of
 from medseg.inference import Predictor
 from medseg.networks import UNet
 from medseg.reading import read_scan
@@ -175,3 +177,23 @@ def test_confidence_stands_on_the_page_of_a_case(tmp_path: Path, scans: Path) ->
     [row] = table(out / "report.csv")
     assert "Confidence" in page
     assert f"{float(row['liver_confidence']):.2f}" in page
+
+
+def test_a_temperature_is_fitted_to_what_predict_wrote_and_to_the_logits_themselves(
+    tmp_path: Path, scans: Path
+) -> None:
+    found = []
+    for name, temperature in (("cold", 1.0), ("warm", 4.0)):
+        model, out = bundle_with(tmp_path / name, sharpness=2, temperature=temperature), tmp_path / f"{name} out"
+        predict(scans, out, model, "--probabilities")
+        label = np.asarray(nib.load(out / "a_seg.nii.gz").dataobj)
+        wrong = np.random.default_rng(0).random(label.shape) < 0.3
+        truth = np.where(wrong, (label + 1) % 3, label).astype(np.uint8)
+        reference = nib.Nifti1Image(truth, nib.load(out / "a_seg.nii.gz").affine)
+        (tmp_path / "ref").mkdir(exist_ok=True)
+        nib.save(reference, tmp_path / "ref" / "a.nii.gz")
+        judgment = Judgment.of_recipe(open_bundle(model).recipe)
+        found.append(temperature_of(out, tmp_path / "ref", judgment))
+    assert found[0][1] == 1
+    assert found[0][0] > 0.1
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.02)  # whatever temperature was in use

@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     scans: Annotated[Path | None, typer.Option(help="Folder of the scans, for pictures.")] = None,
     probabilities: Annotated[
-        Path | None, typer.Option(help="Folder of <case_id>.npz or .npy, for calibration.")
+        Path | None, typer.Option(help="Folder of probabilities, such as those of predict, for calibration.")
     ] = None,
     cases: Annotated[Path | None, typer.Option(help="CSV: case_id, and patient, phase or labeled.")] = None,
     patient_pattern: Annotated[str, typer.Option(help="Pattern whose (...) in the case id is the patient.")] = "",

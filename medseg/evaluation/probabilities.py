@@ -1,37 +1,63 @@
 """Probabilities that a model gave beside its masks, as arrays on disk."""
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+from medseg.back_to_grid import PROBABILITIES
 from medseg.errors import DataError
 from medseg.evaluation.judgment import Judgment
 
 SUFFIXES = (".npz", ".npy")
+NIFTI_ENDINGS = ("_probabilities.nii.gz", "_probabilities.nii")
 KEY = "probabilities"
 
 
 def probabilities_in(folder: Path) -> dict[str, Path]:
-    """Files of probabilities below a folder by case id: `<case_id>.npz` or `.npy`, perhaps with `_prob` at the end.
+    """Files of probabilities below a folder by case id.
+
+    They are `<case_id>.npz` or `.npy`, perhaps with `_prob` at the end, or `<case_id>_probabilities.nii.gz` as
+    `medseg predict --probabilities` writes them.
 
     Raises:
         DataError: if there is none.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    files = {
+        path.relative_to(folder).with_name(name).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if not path.name.startswith(".") and (name := _name(path)) and path.is_file()
+    }
     if not files:
-        raise DataError(f"{folder.name}: no probabilities in it (<case_id>.npz or .npy); check the path")
-    return {path.relative_to(folder).with_name(path.stem.removesuffix("_prob")).as_posix(): path for path in files}
+        raise DataError(
+            f"{folder.name}: no probabilities in it (<case_id>.npz, .npy or {NIFTI_ENDINGS[0]}); check the path"
+        )
+    return files
+
+
+def temperature_told(path: Path) -> float:
+    """What the logits were divided by before they became the probabilities of a file; 1 where it does not say so."""
+    if not path.name.endswith(NIFTI_ENDINGS):
+        return 1.0
+    said = nib.load(path).header["descrip"].item().decode("ascii", "replace")
+    try:
+        return float(said.removeprefix(PROBABILITIES)) if said.startswith(PROBABILITIES) else 1.0
+    except ValueError:
+        return 1.0
 
 
 def read_probabilities(path: Path, judgment: Judgment, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
     """Probability of each region.
 
     Args:
-        path: array `(C, X, Y, Z)`; a channel a label value, or a region (then C is their number and no label's).
+        path: array `(C, X, Y, Z)`, of NIfTI `(X, Y, Z, C)`; a channel a label value, or a region (then C is their
+            number and no label's).
         judgment: what the channels mean.
         shape: of the mask.
 
@@ -47,10 +73,13 @@ def read_array(path: Path, shape: Sequence[int]) -> NDArray[Any]:
     Raises:
         DataError: if it cannot be read, lies on another grid, or is no probability.
     """
+    stored: NDArray[Any]
     try:
-        content = np.load(path, allow_pickle=False)
-        stored = content if isinstance(content, np.ndarray) else content[KEY if KEY in content else content.files[0]]
-    except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+        if path.name.endswith(NIFTI_ENDINGS):
+            stored = np.moveaxis(nib.load(path).get_fdata(dtype=np.float32), -1, 0)
+        else:
+            stored = _loaded(path)
+    except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile, zlib.error, ImageFileError) as error:
         raise DataError(f"{path.name}: no array can be read there ({type(error).__name__}); write it again") from error
     if stored.shape[1:] != tuple(shape):
         raise DataError(
@@ -59,6 +88,21 @@ def read_array(path: Path, shape: Sequence[int]) -> NDArray[Any]:
     if not np.isfinite(stored).all() or stored.min() < -1e-3 or stored.max() > 1 + 1e-3:
         raise DataError(f"{path.name}: values from {stored.min():.3g} to {stored.max():.3g}; give probabilities")
     return stored
+
+
+def _name(path: Path) -> str:
+    """Last part of the case id; empty if it is no file of probabilities."""
+    if path.suffix.lower() in SUFFIXES:
+        return path.stem.removesuffix("_prob")
+    return next((path.name.removesuffix(ending) for ending in NIFTI_ENDINGS if path.name.endswith(ending)), "")
+
+
+def _loaded(path: Path) -> NDArray[Any]:
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        return content
+    with content:
+        return np.asarray(content[KEY if KEY in content else content.files[0]])
 
 
 def of_regions(stored: NDArray[Any], judgment: Judgment, name: str) -> dict[str, NDArray[Any]]:

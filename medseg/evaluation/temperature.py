@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from medseg.errors import ConfigError, DataError
 from medseg.evaluation.judgment import Judgment
 from medseg.evaluation.pairing import masks_in
-from medseg.evaluation.probabilities import probabilities_in, read_array
+from medseg.evaluation.probabilities import probabilities_in, read_array, temperature_told
 from medseg.geometry import bounding_box
 from medseg.metrics import fit_temperature, log_probabilities
 from medseg.reading import read_label
@@ -51,9 +51,9 @@ def temperature_of(probabilities: Path, references: Path, judgment: Judgment, *,
 def _draw(
     array: Path, reference: Path, judgment: Judgment, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logits `(C, N)` and labels (with a sigmoid `(C, N)`, 0 or 1) of voxels of a case."""
+    """Logits `(C, N)`, before any temperature, and labels (with a sigmoid `(C, N)`, 0 or 1) of voxels of a case."""
     label = read_label(reference, judgment.code_of_references()).voxels.astype(np.int64)
-    stored = read_array(array, label.shape)
+    stored, told = read_array(array, label.shape), temperature_told(array)
     inside = label > 0 if judgment.sigmoid else (label > 0) | (stored.argmax(axis=0) > 0)
     box = bounding_box(inside) or tuple(slice(0, size) for size in label.shape)
     wide = tuple(slice(max(part.start - MARGIN, 0), part.stop + MARGIN) for part in box)
@@ -66,7 +66,7 @@ def _draw(
         kept = rng.choice(kept, VOXELS_A_CASE, replace=False)
     label, found = label[kept], found[:, kept].astype(np.float64)
     if not judgment.sigmoid:
-        return log_probabilities(found), label
+        return told * log_probabilities(found), label
     clipped = np.clip(found, LEAST, 1 - LEAST)
     regions = np.stack([np.isin(label, values) for values in judgment.regions.values()]).astype(np.int64)
-    return np.log(clipped / (1 - clipped)), regions
+    return told * np.log(clipped / (1 - clipped)), regions
