@@ -1,5 +1,6 @@
 """Keeps a worker at its cases: replaces it when it dies, tries a case again, stops when nothing can succeed."""
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -185,17 +186,21 @@ class Supervisor:
         return Stop(cause, f"{len(self.streak.case_ids)} cases in a row failed {what_to_do(cause)}")
 
     def _let_writing_end(self, worker: Worker) -> None:
-        """Wait, not long, for masks that are being written."""
+        """Wait, not long, for masks that are being written; what the worker has said by now is heard in any case."""
         worker.stop()
         end = time.monotonic() + STOP_S
         try:
-            while any(self._stages.get(id) == "write" for id in self._inside) and time.monotonic() < end:
-                said = worker.next_word(WAIT_S, patience_s=STOP_S)
-                if said is not None and said.what == "begun":
+            while time.monotonic() < end:
+                writing = any(self._stages.get(id) == "write" for id in self._inside)
+                said = worker.next_word(WAIT_S if writing else 0.0, patience_s=math.inf)
+                if said is None:
+                    if not writing:
+                        return
+                elif said.what == "begun":
                     self._stages[said.case_id] = said.stage
-                elif said is not None and said.result is not None:
+                elif said.result is not None:
                     self.journal.done(self._inside.pop(said.case_id), said.result)
-                elif said is not None:
+                else:
                     self._stages[said.case_id] = "read"  # failed: it stays undone
         except WorkerDiedError:
             return

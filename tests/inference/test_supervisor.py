@@ -34,6 +34,8 @@ class Actor:
     def next_word(self, wait_s, *, patience_s):
         if self.words:
             return self.words.popleft()
+        if wait_s == 0:
+            return None
         case_id = self.inside.pop(0)
         acts = self.script.get(case_id, [])
         act = acts.pop(0) if acts else DONE
@@ -194,9 +196,46 @@ def test_an_interrupted_run_keeps_what_is_being_written():
             if not supervisor.interrupted:
                 supervisor.interrupted = True
                 return Said("begun", "a", stage="write")
-            return Said("done", "a", result=DONE)
+            return Said("done", "a", result=DONE) if wait_s else None
 
     log = []
     supervisor = Supervisor(lambda: Interrupted({}, log), journal)
+    assert supervisor.run([Case(case_id, ()) for case_id in "abcd"]) == Stop(None, "interrupted")
+    assert journal.told == {"a": "done"}
+
+
+def test_an_interrupted_run_hears_what_was_said_before():
+    """A parent that the machine keeps from running finds several messages at once."""
+    journal = Journal()
+
+    class Talkative(Actor):
+        def put(self, case):
+            super().put(case)
+            if case.case_id == "b":
+                self.words += [Said("begun", "a", stage="read"), Said("begun", "a", stage="write")]
+                self.words += [Said("done", "a", result=DONE), Said("begun", "b", stage="network")]
+                supervisor.interrupted = True
+
+    log = []
+    supervisor = Supervisor(lambda: Talkative({}, log), journal)
+    assert supervisor.run([Case(case_id, ()) for case_id in "abcd"]) == Stop(None, "interrupted")
+    assert journal.told == {"a": "done"}
+
+
+def test_a_long_silence_of_the_network_does_not_cost_a_mask_that_is_being_written():
+    journal = Journal()
+
+    class Silent(Actor):
+        def next_word(self, wait_s, *, patience_s):
+            if self.words:
+                return self.words.popleft()
+            if not supervisor.interrupted:
+                supervisor.interrupted = True
+                return Said("begun", "a", stage="write")
+            if patience_s < 60:  # the network has said nothing for a minute
+                raise WorkerDiedError("gave no answer")
+            return Said("done", "a", result=DONE) if wait_s else None
+
+    supervisor = Supervisor(lambda: Silent({}, []), journal)
     assert supervisor.run([Case(case_id, ()) for case_id in "abcd"]) == Stop(None, "interrupted")
     assert journal.told == {"a": "done"}
