@@ -174,6 +174,15 @@ def test_unknown_device_is_refused_once(scans, tmp_path, model, monkeypatch, cap
     assert capsys.readouterr().err == "medseg: device 'gpu' is unknown; use auto, cpu, cuda or cuda:N\n"
 
 
+@pytest.mark.parametrize("in_process", ["0", "1"])
+def test_memory_of_a_gpu_is_refused_where_there_is_none(predict, scans, capsys, monkeypatch, in_process):
+    monkeypatch.setenv("MEDSEG_IN_PROCESS", in_process)
+    assert predict(scans, "--gpu-memory", "4") == 2
+    assert capsys.readouterr().err == (
+        "medseg: --gpu-memory: the network runs on the CPU here; leave it out (medseg doctor tells of GPUs)\n"
+    )
+
+
 @pytest.mark.parametrize("out", [".", "masks"])
 def test_masks_are_not_written_among_the_scans(predict, scans, capsys, out):
     assert predict(scans, out=scans / out) == 2

@@ -40,6 +40,12 @@ def predict(
     ] = "",
     device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16, in place of the model's own.")] = "",
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB", help="Take no more of the GPU than this, where others share it; by default what is free."
+        ),
+    ] = None,
     mirroring: Annotated[
         bool,
         typer.Option(
@@ -159,6 +165,7 @@ def predict(
                 probabilities=probabilities,
             ),
             parquet=parquet,
+            gpu_memory_gb=gpu_memory,
             root=scans if scans.is_dir() else scans.parent,
         )
         with _writing_out():

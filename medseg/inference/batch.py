@@ -50,6 +50,7 @@ class Options:
         root: folder of all scans, whose loss is no case's fault.
         extras: what a case gets beside its mask and its row; a case that lacks some of it is done again.
         parquet: write the tables as Parquet files too.
+        gpu_memory_gb: of the GPU, at most; None for all that is free.
         hook: see `medseg.inference.messages.Setup`.
     """
 
@@ -65,6 +66,7 @@ class Options:
     root: Path | None = None
     extras: Extras = NO_EXTRAS
     parquet: bool = False
+    gpu_memory_gb: float | None = None
     hook: str = ""
 
 
@@ -344,6 +346,7 @@ class FolderRun:
             root=self.options.root,
             extras=self.options.extras,
             model=self.told["model"],
+            gpu_memory_gb=self.options.gpu_memory_gb,
             hook=self.options.hook,
         )
         return WorkerProcess(setup) if self.options.isolate else InProcess(setup)

@@ -61,6 +61,7 @@ class Setup:
         root: folder of all scans, whose loss is no case's fault.
         extras: what else a case gets.
         model: name and version, as pages tell them.
+        gpu_memory_gb: of the GPU, at most; None for all that is free.
         hook: `module:function` of a test, called before each step of each case, to make it fail.
     """
 
@@ -72,6 +73,7 @@ class Setup:
     root: Path | None = None
     extras: Extras = NO_EXTRAS
     model: str = ""
+    gpu_memory_gb: float | None = None
     hook: str = ""
 
 

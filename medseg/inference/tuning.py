@@ -13,14 +13,9 @@ from medseg.networks.channels_last import LAYOUTS, to_channels_last
 
 Layout = Literal["contiguous", "channels_last"]
 
-TRIALS: tuple[Layout, ...] = (
-    "contiguous",
-    "contiguous",
-    "channels_last",
-    "channels_last",
-    "contiguous",
-    "channels_last",
-)
+ROUNDS = 2  # of timing both layouts, after one that warms up
+ENOUGH = 1.3  # times as fast as the other: one round is enough
+SMALLEST_TRIAL = 32  # voxels along an axis: below, half a window says little about a whole one
 CLEARLY = 0.95  # of the time: less than that must be gained, or the choice would follow the noise
 SMALL_WINDOW = 2**16  # voxels: on a CPU, larger ones gain nothing from batches
 LARGEST_BATCH = 16
@@ -49,8 +44,9 @@ class Tuning:
 class Runner:
     """A network that sees its windows in the memory layout that is fastest on this machine.
 
-    The first six windows it is called with are timed, two of them only to warm up; their logits count like all others.
-    Layouts differ by no more than the order of float32 sums does.
+    The layouts are timed before the first windows: on a CPU on their middle, half as long along each axis, which costs
+    less than one window and takes an eighth of its memory. Layouts differ by no more than the order of float32 sums
+    does.
 
     Args:
         network: windows `(N, C, *spatial)` -> logits.
@@ -61,34 +57,45 @@ class Runner:
     def __init__(self, network: nn.Module, *, layout: Literal["auto"] | Layout = "auto", compile: bool = False) -> None:
         self.network = network
         self.call: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False) if compile else network
-        self.layout: Layout = "contiguous" if layout == "auto" else layout
-        self.trials = list(TRIALS) if layout == "auto" and not compile else []
-        self._warm: set[Layout] = set()
-        self._seconds: dict[Layout, list[float]] = {"contiguous": [], "channels_last": []}
+        self.layout: Layout | None = None if layout == "auto" else layout
+        if compile and self.layout is None:
+            self.layout = "contiguous"
         self._current: Layout = "contiguous"
 
     def __call__(self, windows: Tensor) -> Tensor:
         """Windows `(N, C, *spatial)` -> the network's logits."""
-        if not self.trials:
-            return self._run(windows, self.layout)
-        layout = self.trials.pop(0)
-        started = _now(windows.device)
+        if self.layout is None:
+            self.layout = self._fastest(windows)
+        return self._run(windows, self.layout)
+
+    def _fastest(self, windows: Tensor) -> Layout:
+        if windows.ndim not in LAYOUTS:
+            return "contiguous"
+        trial = windows if windows.device.type == "cuda" else middle(windows)
         try:
-            logits = self._run(windows, layout)
+            self._run(trial, "contiguous")
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a network of one size
+            trial = windows
+            self._run(trial, "contiguous")
+        try:
+            self._run(trial, "channels_last")
+            plain, last = self._seconds(trial, "contiguous"), self._seconds(trial, "channels_last")
+            if max(plain, last) < ENOUGH * min(plain, last):
+                for _ in range(ROUNDS - 1):
+                    plain = min(plain, self._seconds(trial, "contiguous"))
+                    last = min(last, self._seconds(trial, "channels_last"))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            if layout == "contiguous":
-                raise
-            self.trials.clear()  # a network that cannot be run in this layout, such as one with `view`
-            return self._run(windows, "contiguous")
-        if layout in self._warm:
-            self._seconds[layout].append((_now(windows.device) - started) / len(windows))
-        self._warm.add(layout)
-        if not self.trials:
-            best = {name: min(seconds) for name, seconds in self._seconds.items()}
-            self.layout = "channels_last" if best["channels_last"] < CLEARLY * best["contiguous"] else "contiguous"
-        return logits
+            return "contiguous"  # a network that cannot be run in the other layout, such as one with `view`
+        return "channels_last" if last < CLEARLY * plain else "contiguous"
+
+    def _seconds(self, windows: Tensor, layout: Layout) -> float:
+        started = _now(windows.device)
+        self._run(windows, layout)
+        return _now(windows.device) - started
 
     def _run(self, windows: Tensor, layout: Layout) -> Tensor:
         if windows.ndim not in LAYOUTS:
@@ -98,6 +105,15 @@ class Runner:
             self.network.to(memory_format=wanted)  # type: ignore[call-overload]
             self._current = layout
         return self.call(to_channels_last(windows) if layout == "channels_last" else windows.contiguous())
+
+
+def middle(windows: Tensor) -> Tensor:
+    """The middle of windows `(N, C, *spatial)`, half as long along the axes that are long enough."""
+    for axis in range(2, windows.ndim):
+        size = windows.shape[axis]
+        if size >= 2 * SMALLEST_TRIAL:
+            windows = windows.narrow(axis, size // 4, size // 2)
+    return windows
 
 
 def probed_batch_size(forward: Callable[[Tensor], object], window: Tensor, *, start: int = 1) -> int:
@@ -174,7 +190,10 @@ def limit_gpu_memory(gigabytes: float, device: str) -> None:
     whole = torch.cuda.get_device_properties(device).total_memory / 1e9
     if not 0 < gigabytes <= whole:
         raise ConfigError(f"--gpu-memory: is {gigabytes:g}; give GB above 0 and up to the {whole:.0f} of {device}")
-    torch.cuda.set_per_process_memory_fraction(gigabytes / whole, device)
+    index = torch.device(device).index  # torch takes no "cuda" without a number here
+    torch.cuda.set_per_process_memory_fraction(
+        gigabytes / whole, torch.cuda.current_device() if index is None else index
+    )
 
 
 def release(device: torch.device | str) -> None:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from medseg.errors import ConfigError
 from medseg.inference.cases import Case
 from medseg.inference.faults import failure_of
 from medseg.inference.messages import Said, Setup, Stage
@@ -187,14 +188,23 @@ def make_stages(setup: Setup) -> "Stages":
     """Load the model.
 
     Raises:
-        ConfigError: if it cannot be built, or there is no such device.
+        ConfigError: if it cannot be built, there is no such device, or it has not the memory asked for.
     """
     from medseg.inference.device import choose_device
     from medseg.inference.predictor import Predictor
     from medseg.inference.stages import Stages
+    from medseg.inference.tuning import Tuning
 
     device = choose_device(setup.device)
-    predictor = Predictor.from_bundle(setup.bundle, device=device, precision=setup.precision, mirroring=setup.mirroring)
+    if setup.gpu_memory_gb is not None and device == "cpu":
+        raise ConfigError("--gpu-memory: the network runs on the CPU here; leave it out (medseg doctor tells of GPUs)")
+    predictor = Predictor.from_bundle(
+        setup.bundle,
+        device=device,
+        precision=setup.precision,
+        mirroring=setup.mirroring,
+        tuning=Tuning(gpu_memory_gb=setup.gpu_memory_gb),
+    )
     module, _, name = setup.hook.partition(":")
     hook = getattr(importlib.import_module(module), name) if module else None
     return Stages(predictor, setup, device=device, check_disk=check_disk, hook=hook)

@@ -151,3 +151,21 @@ def wait_for(condition, longest_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def test_the_memory_of_a_gpu_reaches_the_predictor(folder, monkeypatch):
+    from medseg.bundle import open_bundle
+    from medseg.inference import device, predictor
+    from medseg.inference.messages import Setup
+    from medseg.inference.worker import make_stages
+
+    given = {}
+
+    def from_bundle(bundle, **settings):
+        given.update(settings)
+
+    monkeypatch.setattr(device, "choose_device", lambda name: "cuda")
+    monkeypatch.setattr(predictor.Predictor, "from_bundle", from_bundle)
+    make_stages(Setup(open_bundle(folder / "bundle"), folder / "out", device="auto", gpu_memory_gb=6.0))
+    assert given["tuning"].gpu_memory_gb == 6.0
+    assert given["device"] == "cuda"
