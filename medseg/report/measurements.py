@@ -46,6 +46,9 @@ def measure(
         without a lesion). Then one row a lesion, largest first: `lesion` (from 1), `volume_ml`,
         `longest_in_plane_diameter_mm`, `longest_3d_diameter_mm`, `mean_hu`, `mean_probability`, `location` in the organ
         in simple terms, and its centroid `x_mm, y_mm, z_mm` (RAS).
+
+    Raises:
+        ValueError: if `hu` or `probability` is of another shape.
     """
     facts, voxel_ml = LabelFacts.of(label), voxel_volume_ml(affine)
     row: Row = {f"{name}_ml": facts.voxels(values) * voxel_ml for name, values in regions.items()}
@@ -170,6 +173,8 @@ def _lesion_rows(found: Lesions, affine: NDArray[np.float64]) -> list[Row]:
 def _add_means(lesions: Sequence[Row], found: Lesions, name: str, values: NDArray[Any] | None) -> None:
     """Add to each lesion's row the mean of `values` over its voxels; None where there are no values."""
     means: Sequence[float | None] = [None] * len(lesions)
+    if values is not None and values.shape != found.shape:
+        raise ValueError(f"{name}: values of {values.shape} voxels for a label of {found.shape}; give both on one grid")
     if values is not None and lesions:
         inside = np.nonzero(found.numbers)
         sums = np.bincount(found.numbers[inside], weights=values[found.box][inside].astype(np.float64))

@@ -108,8 +108,13 @@ def draw_case(
         affine: `(4, 4)`, voxel index to RAS mm.
         about: names and colors of regions.
         lesions: lesions on the same grid.
+
+    Raises:
+        ValueError: if the mask is of another shape.
     """
     facts = LabelFacts.of(label)
+    if facts.label.shape != image.shape[:3]:
+        raise ValueError(f"the image is {image.shape} voxels, the label {facts.label.shape}; give both on one grid")
     if about.unit == "px":
         affine = UPRIGHT
     shown = to_patient(image, affine)

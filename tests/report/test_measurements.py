@@ -9,6 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from medseg.geometry import connected_lesions, longest_3d_diameter_mm, voxel_volume_ml
+from medseg.regions import LabelFacts, Lesions
 from medseg.report import measure, write_csv
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
@@ -154,3 +155,21 @@ def test_lesions_are_located_in_their_organ_in_simple_terms(signs):
     affine[:3, 3] = [0 if sign > 0 else 29 for sign in signs]
     _, (lesion,) = measure(mirrored, affine, regions=REGIONS, lesion_region="tumor")
     assert lesion["location"] == "right, middle, lower third"
+
+
+def test_what_lies_on_another_grid_is_refused(label):
+    other = np.zeros((*label.shape[:2], label.shape[2] + 1))
+    for more in ({"hu": other}, {"probability": other}):
+        with pytest.raises(ValueError, match="give both on one grid"):
+            measure(label, AFFINE, regions=REGIONS, lesion_region="tumor", **more)
+
+
+def test_facts_and_lesions_that_are_known_give_the_same_numbers(label):
+    hu = np.random.default_rng(0).integers(-50, 150, label.shape).astype(np.int16)
+    facts = LabelFacts.of(label)
+    known = measure(
+        facts, AFFINE, regions=REGIONS, lesion_region="tumor", found=Lesions.of(facts, REGIONS["tumor"]), hu=hu
+    )
+    for order in "CF":
+        stored = np.asarray(label, order=order)
+        assert measure(stored, AFFINE, regions=REGIONS, lesion_region="tumor", hu=hu) == known

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.regions import Lesions
+from medseg.regions import LabelFacts, Lesions
 from medseg.report.measurements import measure
-from medseg.report.pages import About, draw_case, page_path, write_case_page, write_index
+from medseg.report.pages import About, _center, draw_case, page_path, write_case_page, write_index
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
 ABOUT = About("unet_liver 0.1.0", "float32", True, REGIONS, "tumor", window=(-100, 200))
@@ -149,3 +149,24 @@ def test_the_list_of_3000_cases_stays_below_5_mb(tmp_path):
 def test_what_is_not_known_is_an_empty_cell(tmp_path, value):
     write_index(tmp_path / "index.html", ABOUT, [rows()[0] | {"liver_ml": value}])
     assert listed(tmp_path / "index.html")[0][4] == ""
+
+
+def test_a_mask_on_another_grid_is_not_drawn():
+    with pytest.raises(ValueError, match="give both on one grid"):
+        draw_case(np.zeros((5, 6, 7), np.int16), np.zeros((5, 6, 8), np.uint8), AFFINE, ABOUT)
+
+
+@pytest.mark.parametrize("value", [1, 2])
+def test_pictures_cut_through_the_voxel_nearest_to_the_middle(value):
+    rng = np.random.default_rng(value)
+    for shape in [(30, 20, 25), (40, 3, 9), (7, 8, 1)]:
+        label = np.where(rng.random(shape) > 0.995, value, 0).astype(np.uint8)
+        label[shape[0] // 4, 0, 0] = value
+        mask = label[::-1] == value  # the affine's first axis runs to the left
+        places = np.argwhere(mask)
+        away = np.abs(places - places.mean(axis=0)).sum(axis=1)
+        facts, affine = LabelFacts.of(label), np.diag([-1.0, 1.0, 1.0, 1.0])
+        center, through = _center(facts, affine, ABOUT, None)
+        assert through == "liver"
+        assert mask[tuple(center)]
+        assert np.abs(center - places.mean(axis=0)).sum() == pytest.approx(away.min())
