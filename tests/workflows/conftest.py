@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from medseg.cli import app
 from medseg.data import make_phantom
 
 CHECKOUT = Path(__file__).parents[2]
@@ -40,6 +42,19 @@ def tiny_overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipes run from the repository root."""
     monkeypatch.chdir(CHECKOUT)
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`medseg predict` in this process: for tests that look at masks, not at processes, which take seconds to start."""
+
+    def predict(scans: Path, out: Path, model: Path, *options: str) -> None:
+        monkeypatch.setenv("MEDSEG_IN_PROCESS", "1")
+        command = ["predict", str(scans), str(out), "--model", str(model), "--device", "cpu", *options]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+
+    return predict
 
 
 @pytest.fixture

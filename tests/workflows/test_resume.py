@@ -63,29 +63,33 @@ def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> boo
 
 
 @pytest.fixture(scope="module")
-def whole(phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training left alone."""
+def train_into(phantom: Path, tiny_overlay: Path, new_store: Callable[[Path], Path]) -> Callable[[Path], None]:
+    """Trains into a runs folder."""
     from monai.bundle import run
 
+    def train(runs: Path) -> None:
+        files = ["configs/unet_liver.json", str(tiny_overlay)]
+        settings = {"dataset_dir": str(phantom), "output_dir": str(runs), "max_epochs": EPOCHS, "device": "cpu"}
+        new_store(runs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(CHECKOUT)
+            run("training", config_file=files, logging_file=False, **settings)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def whole(train_into: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training left alone."""
     runs = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(CHECKOUT)
-        run(
-            "training",
-            config_file=["configs/unet_liver.json", str(tiny_overlay)],
-            logging_file=False,
-            dataset_dir=str(phantom),
-            output_dir=str(runs),
-            max_epochs=EPOCHS,
-            device="cpu",
-        )
+    train_into(runs)
     (folder,) = (path.parent for path in runs.glob("*/run.json"))
     return folder
 
 
-@pytest.fixture
-def stopped(phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same training, which has failed in its third epoch."""
+@pytest.fixture(scope="module")
+def stopped_runs(train_into: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs folder of the same training, which has failed in its third epoch: to copy."""
     finish_epoch = FollowTraining._finish_epoch
 
     def fail(self: FollowTraining, engine: Any) -> None:
@@ -93,11 +97,19 @@ def stopped(phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path, monk
             raise OSError(errno.EIO, "the disk of the scans is gone")
         finish_epoch(self, engine)
 
-    with monkeypatch.context() as patch:
+    runs = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FollowTraining, "_finish_epoch", fail)
         with pytest.raises(RuntimeError):
-            bundle_run("training", dataset_dir=str(phantom), max_epochs=EPOCHS, device="cpu")
-    (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/run.json"))
+            train_into(runs)
+    return runs
+
+
+@pytest.fixture
+def stopped(stopped_runs: Path, tmp_path: Path) -> Path:
+    """The run that has failed, in a runs folder of the test's own."""
+    runs = shutil.copytree(stopped_runs, tmp_path / "runs")
+    (folder,) = (path.parent for path in runs.glob("*/run.json"))
     return folder
 
 
@@ -209,15 +221,25 @@ def test_a_full_disk_fails_the_run_in_one_line_and_it_can_go_on(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
-@pytest.mark.parametrize("program", ["monai.bundle", "medseg.cli"])
 @pytest.mark.parametrize(
-    ("number", "code", "says"),
-    [(signal.SIGINT, 130, "medseg: stopped by Ctrl-C"), (signal.SIGTERM, 143, "medseg: stopped by SIGTERM")],
+    ("program", "number", "code", "says"),
+    [
+        ("monai.bundle", signal.SIGINT, 130, "medseg: stopped by Ctrl-C"),
+        ("monai.bundle", signal.SIGTERM, 143, "medseg: stopped by SIGTERM"),
+        ("medseg.cli", signal.SIGINT, 130, "medseg: stopped by Ctrl-C"),  # SIGTERM through it: tests/test_launch.py
+    ],
 )
 def test_a_signal_leaves_a_killed_run_its_exit_code_and_a_checkpoint(
-    phantom: Path, tiny_overlay: Path, tmp_path: Path, program: str, number: int, code: int, says: str
+    phantom: Path,
+    tiny_overlay: Path,
+    tmp_path: Path,
+    new_store: Callable[[Path], Path],
+    program: str,
+    number: int,
+    code: int,
+    says: str,
 ) -> None:
-    runs = tmp_path / "runs"
+    runs = new_store(tmp_path / "runs")
     settings = {"dataset_dir": str(phantom), "output_dir": str(runs), "max_epochs": 5000, "device": "cpu"}
     if program == "medseg.cli":
         command = ["train", "configs/unet_liver.json", str(tiny_overlay)]
