@@ -28,7 +28,7 @@ class Tuning:
 
     Attributes:
         batch_size: windows a forward pass; None lets a short probe choose.
-        layout: of the network and its windows; "auto" times both on the first windows.
+        layout: of the network and its windows; "auto" times both before the first windows.
         compile: run the network through `torch.compile`, which takes up to a minute at the first window.
         blend_on: where windows are blended; "auto" blends on the network's device while its memory allows.
         gpu_memory_gb: what this process may take of a GPU; None for all that is free.

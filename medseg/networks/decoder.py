@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medseg.errors import ConfigError
 from medseg.networks.blocks import CONV, TRANSPOSED_CONV, InterpolationName, check_counts, fit_like, resize_like
+from medseg.networks.channels_last import LAYOUTS, is_taken
 from medseg.networks.encoders import Encoder
 from medseg.networks.overlap_tile import crop_center
 
@@ -71,6 +72,7 @@ class UNetDecoder(nn.Module):
         self.skips, self.crops_skips = tuple(levels.skips), crops_skips
         below = (*levels.widths[1:], levels.deepest)
         climbed = below if keeps_width else levels.widths
+        self.climbed = tuple(climbed)
         self.climbs = nn.ModuleList(
             climb(spatial_dims, deep, width, stride)
             for deep, width, stride in zip(below, climbed, levels.strides, strict=True)
@@ -81,18 +83,39 @@ class UNetDecoder(nn.Module):
         )
 
     def forward(self, pyramid: Sequence[Tensor], image: Tensor) -> list[Tensor]:
-        """The pyramid, and the image for its grid -> levels `(B, widths[i], *spatial / stride)`."""
-        *references, features = pyramid if self.skips[0] else (image, *pyramid)
+        """The pyramid, and the image for its grid -> levels `(B, widths[i], *spatial / stride)`.
+
+        Without gradients a pyramid given as a list is emptied on the way: a skip is freed as soon as it is joined.
+        """
+        remaining = pyramid if isinstance(pyramid, list) and not torch.is_grad_enabled() else list(pyramid)
+        features = remaining.pop()
         levels: list[Tensor] = []
-        for climb, stage, skip, channels in zip(
-            reversed(self.climbs), reversed(self.stages), reversed(references), reversed(self.skips), strict=True
+        for climb, stage, width, channels in zip(
+            reversed(self.climbs), reversed(self.stages), reversed(self.climbed), reversed(self.skips), strict=True
         ):
+            skip = remaining.pop() if channels else image
+            joined: Tensor | None = None
+            if channels and not self.crops_skips and not torch.is_grad_enabled() and is_taken(skip):
+                joined = _room_beside(skip, width)
+                skip = joined.narrow(1, 0, channels)
             features = climb(features, skip)
-            if channels:
+            if joined is not None and joined.dtype == features.dtype:
+                joined.narrow(1, channels, width).copy_(features)
+                features = joined
+            elif channels:
                 features = torch.cat([crop_center(skip, features) if self.crops_skips else skip, features], dim=1)
+            del joined, skip
             features = stage(features)
             levels.insert(0, features)
         return levels
+
+
+def _room_beside(skip: Tensor, channels: int) -> Tensor:
+    """A map with the channels of `skip` and `channels` more that are still to be written, channels-last."""
+    sizes = (skip.shape[0], skip.shape[1] + channels, *skip.shape[2:])
+    room = torch.empty(sizes, dtype=skip.dtype, device=skip.device, memory_format=LAYOUTS[skip.ndim])
+    room.narrow(1, 0, skip.shape[1]).copy_(skip)
+    return room
 
 
 class Interpolation(nn.Module):

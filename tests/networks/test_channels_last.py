@@ -164,3 +164,19 @@ def test_a_compiled_norm_takes_channels_last_features():
     norm, features = InstanceNorm(4), laid((2, 4, 6, 5, 4))
     compiled = torch.compile(norm, fullgraph=True)(features)
     torch.testing.assert_close(compiled, formula(features.double(), norm.weight.double(), norm.bias.double()).float())
+
+
+def test_a_decoder_joins_its_skips_the_same_with_and_without_gradients():
+    torch.manual_seed(0)
+    network = UNet(3, 2, 3, widths=(4, 8, 16)).to(memory_format=torch.channels_last_3d).eval()
+    image = to_channels_last(torch.randn(2, 2, 13, 12, 11))
+    pyramid = network.encoder(image)
+    kept = list(pyramid)
+    assert [level.shape[1] for level in network.decoder(pyramid, image)] == [4, 8]
+    assert len(pyramid) == 3
+    with torch.no_grad():
+        logits = network(image)
+        network.decoder(pyramid, image)
+    assert pyramid == []  # each skip was freed once it was joined
+    assert len(kept) == 3
+    torch.testing.assert_close(logits, network(image).detach(), atol=1e-5, rtol=1e-5)
