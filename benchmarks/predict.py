@@ -3,7 +3,9 @@
 All use the same network and weights, the same spacing, box, window size and overlap, and write a compressed mask on the
 scan's own grid. A subject's process is cold: its imports count. Subjects run in turn, round by round; figures are
 medians over the rounds. Wall and CPU seconds and the peak memory of a process, its children included, come from the
-system, those of stages from inside of it. Labels are compared with MONAI's of float32.
+system, those of stages from inside of it. Labels are compared with MONAI's of float32. Beside the case stand imports
+and `--help` of both, and the floor: inflating the file, and the network's arithmetic at the best that this machine
+does, as matrix product and as convolution (where the product is the slower of the two, it is no floor).
 
     python benchmarks/predict.py --model BUNDLE [--scan CT.nii.gz] [--nnunet NN/bin/python] [--out FOLDER]
 
@@ -41,6 +43,11 @@ PEERS = Path(__file__).parent / "peers"
 SHAPE, VOXEL_MM = (512, 512, 200), (0.8, 0.8, 2.0)
 SPACING_MM, PATCH, OVERLAP = (1.5, 1.5, 1.5), (96, 96, 96), 0.25
 GEMM = 2048
+CONVOLUTIONS = ((32, 96), (64, 48), (128, 24))  # channels in and out, and edge of the window, of 3x3x3 kernels
+START_UP = {  # medseg's way to begin, and MONAI's
+    "import": (["-c", "import medseg.inference.predictor"], ["-c", "import monai"]),
+    "--help": (["-m", "medseg.cli", "--help"], ["-m", "monai.bundle", "--help"]),
+}
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,12 @@ class Subject:
 def main() -> None:
     """Run the rounds, compare the masks, write the figures; those of finished rounds are kept."""
     settings = parsed()
+    torch.set_num_threads(settings.threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         job = written_job(settings, work)
         runs: dict[str, list[dict[str, Any]]] = {}
+        begun = start_up(settings.threads, settings.rounds)
         failed: dict[str, str] = {}
         labels: dict[str, Any] = {}
         for number in range(settings.rounds):
@@ -81,6 +90,7 @@ def main() -> None:
                 "case": {key: job[key] for key in ("shape", "box", "field", "spacing_mm", "patch_size", "overlap")},
                 "subjects": {name: summary(each) for name, each in runs.items()},
                 "labels": labels,
+                "start_up": begun,
                 "floor": floor(job, runs),
                 "failed": failed,
             }
@@ -220,24 +230,53 @@ def subjects(settings: argparse.Namespace, work: Path) -> list[Subject]:
     return [subject for subject in found if subject.name in wanted]
 
 
+def timed(command: list[str], environment: dict[str, str], log: Path) -> dict[str, Any]:
+    """Wall and CPU seconds and peak memory of a process with its children.
+
+    Raises:
+        RuntimeError: with the end of its output, if it fails.
+    """
+    started = time.perf_counter()
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(log.read_text(encoding="utf-8")[-2000:])
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {
+        "wall_s": time.perf_counter() - started,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / unit,
+    }
+
+
+def start_up(threads: int, rounds: int) -> dict[str, Any]:
+    """Import of the prediction route beside MONAI's, and `--help`, from process to process, in turn."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = str(PEERS.parents[1])
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, commands in START_UP.items():
+            runs = [
+                [timed([sys.executable, *command], environment, Path(folder) / "log.txt") for command in commands]
+                for _ in range(rounds + 1)
+            ]
+            ours, theirs = (  # the first round warms the disk's cache
+                {key: statistics.median(run[side][key] for run in runs[1:]) for key in ("wall_s", "cpu_s")}
+                for side in (0, 1)
+            )
+            ratio = {key: statistics.median(run[1][key] / run[0][key] for run in runs[1:]) for key in ours}
+            found[name] = {"medseg": ours, "monai": theirs, "ratio": ratio}
+    return found
+
+
 def measured(subject: Subject, out: Path, threads: int) -> dict[str, Any]:
     """Run a subject to its end; what it took."""
     out.mkdir()
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     environment = os.environ | limits | {"PYTHONPATH": str(PEERS.parents[1]), "PYTHONWARNINGS": "ignore"}
     arguments = [str(out)] if subject.name == "medseg predict" else [str(out), "--precision", subject.precision]
-    started = time.perf_counter()
-    with (out / "log.txt").open("w") as log:
-        process = subprocess.Popen([*subject.command, *arguments], env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError((out / "log.txt").read_text(encoding="utf-8")[-2000:])
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    found: dict[str, Any] = {
-        "wall_s": time.perf_counter() - started,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss / unit,
-    }
+    found: dict[str, Any] = timed([*subject.command, *arguments], environment, out / "log.txt")
     stages = out / "stages.json"
     if stages.exists():
         cases = json.loads(stages.read_text(encoding="utf-8"))
@@ -317,7 +356,10 @@ def dice(mask: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
 
 
 def floor(job: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What no route can go below: inflating the file, and the network's arithmetic at this machine's best GEMM."""
+    """What no route can go below: inflating the file, and the network's arithmetic at this machine's best.
+
+    Best is the faster of a matrix product and a convolution, told apart as well.
+    """
     from isal import isal_zlib
 
     content = Path(job["scan"]).read_bytes()
@@ -326,18 +368,35 @@ def floor(job: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[st
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.zeros(1, job["network"]["in_channels"], *PATCH))
     windows = runs["medseg"][0]["stages"]["of which network"]["windows"]
-    peaks = {}
+    peaks: dict[str, dict[str, float]] = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         matrix = torch.ones(GEMM, GEMM, dtype=dtype)
-        peaks[name] = 2 * GEMM**3 / best_of(lambda matrix=matrix: matrix @ matrix)
+        product = 2 * GEMM**3 / best_of(lambda matrix=matrix: matrix @ matrix)
+        peaks[name] = {"gemm": product, "convolution": best_convolution(dtype)}
     flop = counter.get_total_flops() * windows
     return {
         "inflate_s": inflate_s,
         "windows": windows,
         "gflop": flop / 1e9,
-        "gemm_gflop_per_s": {name: peak / 1e9 for name, peak in peaks.items()},
-        "seconds": {name: inflate_s + flop / peak for name, peak in peaks.items()},
+        "gflop_per_s": {name: {kind: peak / 1e9 for kind, peak in kinds.items()} for name, kinds in peaks.items()},
+        "seconds": {name: inflate_s + flop / max(kinds.values()) for name, kinds in peaks.items()},
+        "seconds_by": {
+            name: {kind: inflate_s + flop / peak for kind, peak in kinds.items()} for name, kinds in peaks.items()
+        },
     }
+
+
+@torch.inference_mode()
+def best_convolution(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the fastest of a few convolutions, in either memory layout."""
+    best = 0.0
+    for channels, edge in CONVOLUTIONS:
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            layer = torch.nn.Conv3d(channels, channels, 3, padding=1, bias=False, dtype=dtype).to(memory_format=layout)
+            window = torch.ones(1, channels, edge, edge, edge, dtype=dtype).to(memory_format=layout)
+            seconds = best_of(lambda layer=layer, window=window: layer(window))
+            best = max(best, 2 * 27 * channels**2 * edge**3 / seconds)
+    return best
 
 
 def best_of(call: Any, rounds: int = 7) -> float:
@@ -375,6 +434,18 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {name} | {found['wall_s']:.1f} | {found['cpu_s']:.1f} | {found['peak_mb']:.0f} | {ratio} | "
             f"{100 * labels['equal']:.4f} % | {scores} |"
         )
+    lines += ["", "| start | medseg CPU s | MONAI CPU s | ratio: wall, CPU |", "|---|---|---|---|"]
+    for name, found in result["start_up"].items():
+        ratio = ", ".join(f"{found['ratio'][key]:.1f}x" for key in ("wall_s", "cpu_s"))
+        lines.append(f"| {name} | {found['medseg']['cpu_s']:.2f} | {found['monai']['cpu_s']:.2f} | {ratio} |")
+    lines += ["", "| floor | GFLOP/s by GEMM, convolution | s by GEMM, convolution |", "|---|---|---|"]
+    for name, peaks in result["floor"]["gflop_per_s"].items():
+        seconds = result["floor"]["seconds_by"][name]
+        shown = [
+            f"{each['gemm']:.{digits}f}, {each['convolution']:.{digits}f}"
+            for each, digits in ((peaks, 0), (seconds, 1))
+        ]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
     lines += ["", "| | stage | wall s | CPU s |", "|---|---|---|---|"]
     for name, found in result["subjects"].items():
         for kind in ("stages", "warm"):

@@ -5,6 +5,7 @@ from predict_stages import Stages, parsed, threads, write
 job, out, precision = parsed()
 cold, warm = Stages(), Stages()
 with cold("import"):
+    import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
     import torch
 
     from medseg.bundle import open_bundle
