@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,14 @@ from medseg.errors import ConfigError
 from medseg.evaluation.recording import check_model, figures, record, write_eval_metrics
 
 pytest.importorskip("mlflow")
-pytestmark = pytest.mark.slow  # a store each
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Path:
+def trained(tmp_path: Path, new_store: Callable[[Path], Path]) -> Path:
     """A finished run with a bundle, which was trained on case_000 and has held out the others."""
     from medseg import tracking
 
-    run = tracking.start_run(runs_dir=tmp_path / "runs", experiment="liver", name="small")
+    run = tracking.start_run(runs_dir=new_store(tmp_path / "runs"), experiment="liver", name="small")
     split = {"training": ["case_000"], "validation": [], "test": ["case_001", "case_002"]}
     run.log_data({"sha256": "c" * 64}, split=split)
     make_bundle(run.folder / "bundle", eval_metrics={"held_out_liver_dice": 0.5, "validation_mean_dice": 0.4})
@@ -101,10 +101,10 @@ def test_masks_of_other_weights_are_not_recorded(trained: Path, tmp_path: Path) 
     check_model(masks, open_bundle(trained))
 
 
-def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, new_store: Callable[[Path], Path]) -> None:
     from medseg import tracking
 
-    run = tracking.start_run(runs_dir=tmp_path / "runs", experiment="liver")
+    run = tracking.start_run(runs_dir=new_store(tmp_path / "runs"), experiment="liver")
     try:
         with pytest.raises(ConfigError, match=re.escape(f"run {run.folder.name} is RUNNING")):
             record(run.folder, tmp_path, {})

@@ -42,11 +42,11 @@ def recorded(runs_dir, name, *, lr, gain=0.0, end="FINISHED"):
 
 
 @pytest.fixture(scope="module")
-def runs_dir(tmp_path_factory):
+def runs_dir(tmp_path_factory, new_store):
     """Two runs that are done, one that failed and one whose process is gone."""
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("MLFLOW_TRACKING_URI", raising=False)
-        runs_dir = tmp_path_factory.mktemp("project") / "runs"
+        runs_dir = new_store(tmp_path_factory.mktemp("project") / "runs")
         recorded(runs_dir, "first", lr=0.1)
         recorded(runs_dir, "second", lr=0.01, gain=0.1)
         recorded(runs_dir, "third", lr=0.001, gain=-0.2, end="FAILED")

@@ -1,4 +1,7 @@
-"""What a user reads when the data or a setting is wrong: the last line of stderr is ours, and says what to do."""
+"""What a user reads when the data or a setting is wrong: a line of ours, which says what to do.
+
+That it is the last line of stderr is tested here once, and in test_recipe.py: a process takes seconds to start.
+"""
 
 import json
 import re
@@ -7,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from medseg.reading import read_label
 from medseg.writing import write_nifti
+from workflows.failure import failure_line
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -25,39 +30,39 @@ def broken(phantom: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(phantom, tmp_path / "data"))
 
 
-def missing_data_set(data: Path) -> list[str]:
+def missing_data_set(data: Path) -> dict[str, Any]:
     shutil.rmtree(data)
-    return []
+    return {}
 
 
-def image_without_label(data: Path) -> list[str]:
+def image_without_label(data: Path) -> dict[str, Any]:
     next(iter(sorted((data / "labelsTr").iterdir()))).unlink()
-    return []
+    return {}
 
 
-def label_on_another_grid(data: Path) -> list[str]:
+def label_on_another_grid(data: Path) -> dict[str, Any]:
     path = next(iter(sorted((data / "labelsTr").iterdir())))
     label = read_label(path)
     write_nifti(label.voxels[:, :, 1:], label.affine, path)
-    return []
+    return {}
 
 
-def unknown_label_value(data: Path) -> list[str]:
+def unknown_label_value(data: Path) -> dict[str, Any]:
     for path in (data / "labelsTr").iterdir():
         label = read_label(path)
         write_nifti(np.where(label.voxels == 2, np.uint8(7), label.voxels), label.affine, path)
-    return []
+    return {}
 
 
-def missing_channel(data: Path) -> list[str]:
+def missing_channel(data: Path) -> dict[str, Any]:
     about = json.loads((data / "dataset.json").read_text())
     about["modality"] = {"0": "portal", "1": "arterial"}
     (data / "dataset.json").write_text(json.dumps(about))
-    return ["--channels", "['portal','arterial']", "--in_channels", "2"]
+    return {"channels": ["portal", "arterial"], "in_channels": 2}
 
 
-def misspelled_override(data: Path) -> list[str]:
-    return ["--max_epoch", "2"]
+def misspelled_override(data: Path) -> dict[str, Any]:
+    return {"max_epoch": 2}
 
 
 @pytest.mark.parametrize(
@@ -72,19 +77,15 @@ def misspelled_override(data: Path) -> list[str]:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_last_line_says_what_is_wrong(
-    broken: Path, tiny_overlay: Path, tmp_path: Path, spoil: Callable[[Path], list[str]], says: str
+def test_the_line_says_what_is_wrong(
+    broken: Path, bundle_run: Callable[..., Path], tmp_path: Path, spoil: Callable[[Path], dict[str, Any]], says: str
 ) -> None:
-    extra = spoil(broken)
-    files = f"['configs/unet_liver.json','{tiny_overlay}']"
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", files]
-    command += ["--dataset_dir", str(broken), "--output_dir", str(tmp_path / "runs"), *extra]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    last = done.stderr.rstrip().splitlines()[-1]
-    assert last.startswith("medseg: ")
-
-    assert re.search(says, last), last
+    settings = spoil(broken)
+    with pytest.raises(RuntimeError) as raised:
+        bundle_run("training", dataset_dir=str(broken), **settings)
+    line = failure_line(raised.value)
+    assert line.startswith("medseg: ")
+    assert re.search(says, line), line
     assert not list((tmp_path / "runs").glob("*/bundle"))
 
 
