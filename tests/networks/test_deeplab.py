@@ -447,9 +447,10 @@ def test_rates_must_be_positive(module, rates):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @both_dimensions
-@every_network
-def test_onnx_gives_equal_logits(network, settings, spatial_dims, tmp_path, random_statistics):
+@pytest.mark.parametrize("name", ["v3 with all", "v3+ with all"])
+def test_onnx_of_a_form_with_all_gives_equal_logits(name, spatial_dims, tmp_path, random_statistics):
     onnxruntime = pytest.importorskip("onnxruntime")
+    network, settings = NARROW[name]
     settings = {key: value for key, value in settings.items() if key != "return_heads"}
     network = random_statistics(network(spatial_dims, 1, 3, **settings)).eval()
     image = torch.randn(1, 1, *SIZE[:spatial_dims])

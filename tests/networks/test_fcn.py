@@ -270,22 +270,6 @@ def test_both_wide_layers_are_dropped_and_normalized(spatial_dims):
     assert [conv.bias is None for conv in convs] == [True, True, False, False, False]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the exporter's own
-@pytest.mark.parametrize("variant", ["8s", "32s"])
-@both_dimensions
-def test_onnx_gives_equal_logits(spatial_dims, variant, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx, onnxscript and onnxruntime")
-    network = FCN(spatial_dims, 1, 3, encoder="vgg11", variant=variant, **NARROW).eval()
-    image = torch.randn(2, 1, *(37, 34, 11)[:spatial_dims])
-    with torch.inference_mode():
-        expected = network(image)
-    torch.onnx.export(network, (image,), tmp_path / "network.onnx", dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("spatial_dims", "settings", "message"),
     [

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -177,20 +176,6 @@ def test_an_encoder_module_keeps_its_own_stride():
     assert PSPNet(2, 1, 2, encoder=encoder).eval()(torch.randn(1, 1, 33, 47)).shape == (1, 2, 33, 47)
     with pytest.raises(ConfigError, match="output_stride is 8, but the encoder module's is 16; leave it out"):
         PSPNet(2, 1, 2, encoder=encoder, output_stride=8)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@both_dimensions
-def test_onnx_gives_equal_logits(spatial_dims, tmp_path, random_statistics):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    network = random_statistics(PSPNet(spatial_dims, 1, 3, graph_reasoning=True, **NARROW)).eval()
-    image = torch.randn(1, 1, *SIZE[:spatial_dims])
-    torch.onnx.export(network, (image,), tmp_path / "pspnet.onnx", dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "pspnet.onnx", providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-    with torch.inference_mode():
-        np.testing.assert_allclose(logits, network(image).numpy(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

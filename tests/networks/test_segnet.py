@@ -197,20 +197,6 @@ def test_dropout_acts_only_while_training():
     assert torch.equal(network.eval()(image), network(image))
 
 
-@pytest.mark.filterwarnings("ignore")  # the exporter's own
-@both_dimensions
-def test_onnx_puts_values_back_to_the_same_places(spatial_dims, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx, onnxscript and onnxruntime")
-    network = SegNet(spatial_dims, 1, 3, encoder="vgg11_bn", widths=WIDTHS).eval()
-    image = torch.randn(2, 1, *(17, 14, 11)[:spatial_dims])
-    with torch.inference_mode():
-        expected = network(image)
-    torch.onnx.export(network, (image,), tmp_path / "network.onnx", dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_encoders_without_indices_are_refused():
     with pytest.raises(ConfigError, match=r"encoder is 'resnet18'; use 'vgg11' or .* or 'vgg19_bn'$"):
         SegNet(2, 1, 3, encoder="resnet18")
