@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -72,21 +70,25 @@ def test_cases_annotated_in_part_train_and_are_judged_by_what_was_annotated(
 
 
 @pytest.fixture(scope="module")
-def regional(phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a training with one sigmoid a region, started as a user starts it, long enough to find livers."""
-    runs = tmp_path_factory.mktemp("runs")
-    files = f"['configs/unet_liver.json','configs/regions.json','{tiny_overlay}']"
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", files]
-    command += ["--dataset_dir", str(phantom), "--output_dir", str(runs), "--device", "cpu"]
-    command += ["--max_epochs", "12", "--val_interval", "12", "--learning_rate", "0.02"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def regional(
+    phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], Path]
+) -> Path:
+    """Run folder of a training with one sigmoid a region, long enough to find livers."""
+    from monai.bundle import run
+
+    runs = new_store(tmp_path_factory.mktemp("runs"))
+    settings = {"dataset_dir": str(phantom), "output_dir": str(runs), "device": "cpu"}
+    long_enough = {"max_epochs": 12, "val_interval": 12, "learning_rate": 0.02}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parents[2])
+        files = ["configs/unet_liver.json", "configs/regions.json", str(tiny_overlay)]
+        run("training", config_file=files, logging_file=False, **settings, **long_enough)
     (folder,) = (path.parent for path in runs.glob("*/run.json"))
     return folder
 
 
 def test_a_region_model_predicts_the_same_by_command_and_by_recipe(
-    regional: Path, phantom: Path, in_checkout: None, tmp_path: Path
+    regional: Path, phantom: Path, in_checkout: None, predicted: Callable[..., None], tmp_path: Path
 ) -> None:
     from monai.bundle import run
 
@@ -97,8 +99,7 @@ def test_a_region_model_predicts_the_same_by_command_and_by_recipe(
     scans, masks, out = phantom / "imagesTs", tmp_path / "masks", tmp_path / "out"
     overrides = {"model": str(regional), "scans_dir": str(scans), "masks_dir": str(masks), "device": "cpu"}
     run("inference", config_file="configs/unet_liver.json", logging_file=False, **overrides)
-    command = [sys.executable, "-m", "medseg.cli", "predict", str(scans), str(out), "--model", str(regional)]
-    subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True)
+    predicted(scans, out, regional)
     rows = {row["case_id"]: row for row in table_of(regional, "held_out_cases.csv")}
     assert len(rows) == 2
     for case_id, row in rows.items():
