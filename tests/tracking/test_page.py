@@ -45,8 +45,8 @@ def answer(address, host=None):
 
 
 @pytest.mark.slow
-def test_page_shows_the_runs_on_this_machine_only_and_ends_whole(tmp_path):
-    run = start_run(runs_dir=tmp_path / "runs", experiment="unet_liver")
+def test_page_shows_the_runs_on_this_machine_only_and_ends_whole(tmp_path, new_store):
+    run = start_run(runs_dir=new_store(tmp_path / "runs"), experiment="unet_liver")
     run.log_metrics({"dice": 0.5}, step=1)
     run.log_table([{"case_id": "a"}], "cases")
     run.finish("FINISHED")

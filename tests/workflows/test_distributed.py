@@ -182,9 +182,14 @@ def without_clock(metrics: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_their_batch(
-    phantom: Path, tiny_overlay: Path, bundle_run: Callable[..., Path], tmp_path: Path
+    phantom: Path,
+    tiny_overlay: Path,
+    bundle_run: Callable[..., Path],
+    tmp_path: Path,
+    new_store: Callable[[Path], Path],
 ) -> None:
     """Metrics to 1e-3 (a voxel may change sides), weights to 1e-5, after six updates in float32."""
+    new_store(tmp_path / "two")
     together = torchrun(phantom, tmp_path / "two", tiny_overlay, **EXACT, max_epochs=3, num_workers=1)
     assert together.returncode == 0, together.stderr[-3000:]
     assert together.stdout.count("epoch 1 of 3") == 1  # the first process alone speaks

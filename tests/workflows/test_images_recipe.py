@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,15 @@ pytestmark = pytest.mark.slow
 
 
 def trained_on(dataset_dir: Path, runs: Path, **overrides: Any) -> Path:
-    """Run folder of a training in this process."""
+    """Run folder of a training in this process, the only one in `runs`."""
     settings = {"dataset_dir": str(dataset_dir), "output_dir": str(runs), "device": "cpu", **overrides}
     run("training", config_file=RECIPE, logging_file=False, **settings)
     (folder,) = (path.parent for path in runs.glob("*/run.json"))
     return folder
 
 
-def predicted(images: Path, out: Path, model: Path) -> dict[str, dict[str, str]]:
-    """Rows of the report of `medseg predict`, by case."""
-    command = [sys.executable, "-m", "medseg.cli", "predict", str(images), str(out)]
-    subprocess.run([*command, "--model", str(model), "--device", "cpu"], check=True, capture_output=True, cwd=CHECKOUT)
+def rows_of(out: Path) -> dict[str, dict[str, str]]:
+    """Rows of the report of a prediction, by case."""
     with (out / "report.csv").open(encoding="utf-8", newline="") as file:
         return {row["case_id"]: row for row in csv.DictReader(file)}
 
@@ -47,11 +43,11 @@ def skin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(skin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(skin: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], Path]) -> Path:
     """A training of about a minute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(CHECKOUT)
-        return trained_on(skin, tmp_path_factory.mktemp("runs"), max_epochs=25, val_interval=25)
+        return trained_on(skin, new_store(tmp_path_factory.mktemp("runs")), max_epochs=25, val_interval=25)
 
 
 def test_lesions_that_no_threshold_finds_are_found_in_held_out_images(skin: Path, trained: Path) -> None:
@@ -73,9 +69,10 @@ def test_the_table_of_a_training_speaks_of_pixels(trained: Path) -> None:
 
 
 def test_masks_lie_on_the_images_own_pixels_and_the_report_counts_them(
-    skin: Path, trained: Path, tmp_path: Path
+    skin: Path, trained: Path, predicted: Callable[..., None], tmp_path: Path
 ) -> None:
-    rows = predicted(skin / "images", tmp_path / "out", trained)
+    predicted(skin / "images", tmp_path / "out", trained)
+    rows = rows_of(tmp_path / "out")
     assert len(rows) == 48
     dice = []
     for path in (skin / "images").iterdir():
@@ -89,7 +86,12 @@ def test_masks_lie_on_the_images_own_pixels_and_the_report_counts_them(
 
 
 def test_inference_writes_the_commands_bytes_and_evaluation_finds_the_trainings_dice(
-    skin: Path, trained: Path, in_checkout: None, tmp_path: Path
+    skin: Path,
+    trained: Path,
+    in_checkout: None,
+    predicted: Callable[..., None],
+    new_store: Callable[[Path], Path],
+    tmp_path: Path,
 ) -> None:
     few = tmp_path / "few"
     few.mkdir()
@@ -102,7 +104,7 @@ def test_inference_writes_the_commands_bytes_and_evaluation_finds_the_trainings_
     for path in (tmp_path / "masks").glob("*_seg.png"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
-    runs = tmp_path / "runs"
+    runs = new_store(tmp_path / "runs")
     settings = {"dataset_dir": str(skin), "output_dir": str(runs), "model": str(trained), "device": "cpu"}
     run("evaluation", config_file=RECIPE, logging_file=False, **settings)
     (folder,) = (path.parent for path in runs.glob("*/run.json"))
@@ -112,7 +114,13 @@ def test_inference_writes_the_commands_bytes_and_evaluation_finds_the_trainings_
     assert judged["held_out_lesion_dice"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_real_nuclei_in_16_bit_gray_with_a_number_each(shared_data: Path, in_checkout: None, tmp_path: Path) -> None:
+def test_real_nuclei_in_16_bit_gray_with_a_number_each(
+    shared_data: Path,
+    in_checkout: None,
+    predicted: Callable[..., None],
+    new_store: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
     source = shared_data / "img2d" / "nuclei"
     pixels, numbers = (np.asarray(Image.open(source / name)) for name in ("img2d.tif", "mask2d.tif"))
     for part, content in (("images", pixels), ("masks", numbers)):
@@ -124,14 +132,20 @@ def test_real_nuclei_in_16_bit_gray_with_a_number_each(shared_data: Path, in_che
     gray = {"channels": ["gray"], "in_channels": 1}
     objects = {"mask_values": {"lesion": 1}, "mask_threshold": 1}
     short = {"folds": 3, "max_epochs": 15, "val_interval": 15, "batch_size": 1, "patches_per_case": 4}
-    model = trained_on(tmp_path / "set", tmp_path / "runs", **gray, **objects, **short, warmup_steps=5)
+    runs = new_store(tmp_path / "runs")
+    model = trained_on(tmp_path / "set", runs, **gray, **objects, **short, warmup_steps=5)
     assert open_bundle(model).metadata["eval_metrics"]["held_out_lesion_dice"] > 0.8
-    rows = predicted(tmp_path / "set" / "images", tmp_path / "out", model)
+    predicted(tmp_path / "set" / "images", tmp_path / "out", model)
+    rows = rows_of(tmp_path / "out")
     assert all(row["status"] == "done" and int(row["lesion_count"]) > 5 for row in rows.values())
 
 
 def test_a_real_photograph_keeps_its_size_though_the_network_sees_a_smaller_one(
-    shared_data: Path, in_checkout: None, tmp_path: Path
+    shared_data: Path,
+    in_checkout: None,
+    predicted: Callable[..., None],
+    new_store: Callable[[Path], Path],
+    tmp_path: Path,
 ) -> None:
     for part, pattern in (("images", "*.jpg"), ("masks", "*_segmentation.png")):
         (tmp_path / "set" / part).mkdir(parents=True)
@@ -139,7 +153,7 @@ def test_a_real_photograph_keeps_its_size_though_the_network_sees_a_smaller_one(
             (tmp_path / "set" / part / path.name).write_bytes(path.read_bytes())
     model = trained_on(
         tmp_path / "set",
-        tmp_path / "runs",
+        new_store(tmp_path / "runs"),
         longest_edge=192,
         folds=2,
         held_out_fraction=0.0,
@@ -153,7 +167,7 @@ def test_a_real_photograph_keeps_its_size_though_the_network_sees_a_smaller_one(
 
 
 def test_smooth_masks_stop_a_training_before_it_starts_unless_a_threshold_is_set(
-    in_checkout: None, tmp_path: Path
+    in_checkout: None, new_store: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     folder = write_lesion_images(tmp_path / "set", 6)
     path = folder / "masks" / "skin_0000.png"
@@ -161,16 +175,17 @@ def test_smooth_masks_stop_a_training_before_it_starts_unless_a_threshold_is_set
     mask.resize((mask.width * 2, mask.height * 2)).resize(mask.size, Image.Resampling.BILINEAR).save(path)
     settings = {"folds": 2, "held_out_fraction": 0.0, "max_epochs": 1, "val_interval": 1, "patch_size": [32, 32]}
     with pytest.raises(RuntimeError) as raised:
-        trained_on(folder, tmp_path / "runs", **settings)
+        trained_on(folder, new_store(tmp_path / "runs"), **settings)
     causes = [raised.value]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     assert any("mask pixels have values that no label has" in str(cause) for cause in causes)
-    assert open_bundle(trained_on(folder, tmp_path / "other", mask_threshold=128, **settings)).network()
+    other = new_store(tmp_path / "other")
+    assert open_bundle(trained_on(folder, other, mask_threshold=128, **settings)).network()
 
 
 def test_slices_see_their_neighbors_in_training_and_prediction(
-    phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path
+    phantom: Path, bundle_run: Callable[..., Path], predicted: Callable[..., None], tmp_path: Path
 ) -> None:
     folder = bundle_run(
         "training",
