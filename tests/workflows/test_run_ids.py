@@ -33,9 +33,11 @@ COUNTED = "$losses.class_weights(data.count_labels(@cases.training, @out_channel
 
 
 @pytest.fixture(scope="module")
-def trained(phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], Path]
+) -> Path:
     """Run folder of a training started as a user starts it."""
-    runs = tmp_path_factory.mktemp("runs")
+    runs = new_store(tmp_path_factory.mktemp("runs"))
     files = f"['configs/unet_liver.json','{tiny_overlay}']"
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", files]
     command += ["--register_as", "liver", "--alias", "best"]
@@ -197,7 +199,9 @@ def test_the_last_epoch_is_judged_whatever_the_interval(phantom: Path, bundle_ru
     assert open_bundle(folder).network()
 
 
-def test_slices_train_and_predict(phantom: Path, bundle_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_slices_train_and_predict(
+    phantom: Path, bundle_run: Callable[..., Path], predicted: Callable[..., None], tmp_path: Path
+) -> None:
     folder = bundle_run(
         "training",
         "configs/slices_2d.json",
@@ -209,18 +213,18 @@ def test_slices_train_and_predict(phantom: Path, bundle_run: Callable[..., Path]
     )
     bundle = open_bundle(folder)
     assert bundle.recipe["spatial_dims"] == 2
-    command = [sys.executable, "-m", "medseg.cli", "predict", str(phantom / "imagesTs"), str(tmp_path / "out")]
-    subprocess.run([*command, "--model", str(folder), "--device", "cpu"], check=True, capture_output=True)
+    predicted(phantom / "imagesTs", tmp_path / "out", folder)
     assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2
 
 
-def test_two_phases_on_grids_of_their_own_train_and_predict(bundle_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_phases_on_grids_of_their_own_train_and_predict(
+    bundle_run: Callable[..., Path], predicted: Callable[..., None], tmp_path: Path
+) -> None:
     phantom = make_phantom(tmp_path / "two", cases=6, shape=(40, 36, 20), seed=3, phases=2)
     folder = bundle_run(
         "training", dataset_dir=str(phantom), channels=["portal", "arterial"], in_channels=2, max_epochs=1, device="cpu"
     )
-    command = [sys.executable, "-m", "medseg.cli", "predict", str(phantom / "imagesTs"), str(tmp_path / "out")]
-    subprocess.run([*command, "--model", str(folder), "--device", "cpu"], check=True, capture_output=True)
+    predicted(phantom / "imagesTs", tmp_path / "out", folder)
     masks = sorted((tmp_path / "out").glob("*_seg.nii.gz"))
     assert masks
     for path in masks:
@@ -259,7 +263,9 @@ def test_a_failed_training_is_failed_in_mlflow(phantom: Path, bundle_run: Callab
     assert "lower `learning_rate`" in run.data.tags["error"]
 
 
-def test_training_and_prediction_work_with_spawned_workers(phantom: Path, tiny_overlay: Path, tmp_path: Path) -> None:
+def test_training_and_prediction_work_with_spawned_workers(
+    phantom: Path, tiny_overlay: Path, tmp_path: Path, new_store: Callable[[Path], Path]
+) -> None:
     """macOS and Windows start workers by `spawn`: everything a data set holds must travel."""
     program = (
         "import multiprocessing, sys\n"
@@ -267,14 +273,14 @@ def test_training_and_prediction_work_with_spawned_workers(phantom: Path, tiny_o
         "if __name__ == '__main__':\n"
         "    multiprocessing.set_start_method('spawn')\n"
         "    run('training', config_file=['configs/unet_liver.json', sys.argv[1]], dataset_dir=sys.argv[2],\n"
-        "        output_dir=sys.argv[3], num_workers=2, max_epochs=1, device='cpu')\n"
+        "        output_dir=sys.argv[3], num_workers=1, max_epochs=1, device='cpu')\n"
         "    run('inference', config_file='configs/unet_liver.json', scans_dir=sys.argv[2] + '/imagesTs',\n"
         "        masks_dir=sys.argv[3] + '/masks', model=next(iter(__import__('pathlib').Path(sys.argv[3])\n"
         "        .glob('*/bundle'))).as_posix(), device='cpu')\n"
     )
     script = tmp_path / "spawned.py"
     script.write_text(program)
-    runs = tmp_path / "runs"
+    runs = new_store(tmp_path / "runs")
     done = subprocess.run(
         [sys.executable, str(script), str(tiny_overlay), str(phantom), str(runs)],
         cwd=CHECKOUT,
