@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from lesion_images import write_lesion_images
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from monai.bundle import run as run_bundle
 from PIL import Image
 
 from medseg import cli, launch
@@ -29,6 +30,7 @@ from medseg.inference import predict_folder
 from medseg.reading import MaskCode
 from medseg.writing import write_mask_png
 from workflows.cross_validation import as_one, check_splits, chosen_folds, spread
+from workflows.failure import failure_line
 from workflows.fold_processes import run_folds, share
 from workflows.fold_runs import find_fold, is_finished, note_fold, parent_id
 from workflows.out_of_fold import Judge
@@ -69,9 +71,11 @@ def overlay(folder: Path, **ids: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    phantom: Path, tiny_overlay: Path, tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], Path]
+) -> Path:
     """Run folder of a cross-validation of two folds, both at a time, as a user starts it."""
-    runs = tmp_path_factory.mktemp("runs")
+    runs = new_store(tmp_path_factory.mktemp("runs"))
     files = ["configs/unet_liver.json", tiny_overlay, overlay(runs, max_epochs=1)]
     settings = [f"dataset_dir={phantom}", f"output_dir={runs}", "device=cpu", "held_out_fraction=0.2"]
     asked = command(*settings, "--folds", "all", "--jobs", "2", files=files)
@@ -198,8 +202,10 @@ def test_a_finished_cross_validation_trains_nothing_again(trained: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
-def test_a_killed_cross_validation_goes_on_where_it_stood(phantom: Path, tiny_overlay: Path, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
+def test_a_killed_cross_validation_goes_on_where_it_stood(
+    phantom: Path, tiny_overlay: Path, tmp_path: Path, new_store: Callable[[Path], Path]
+) -> None:
+    runs = new_store(tmp_path / "runs")
     files = ["configs/unet_liver.json", tiny_overlay, overlay(tmp_path, max_epochs=40, val_interval=20)]
     asked = launch.training_arguments(
         [Path(file) for file in files],
@@ -236,15 +242,17 @@ def test_a_killed_cross_validation_goes_on_where_it_stood(phantom: Path, tiny_ov
 
 
 @pytest.mark.slow
-def test_a_failed_fold_does_not_stop_the_others(phantom: Path, tiny_overlay: Path, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
+def test_a_failed_fold_does_not_stop_the_others(
+    phantom: Path, tiny_overlay: Path, tmp_path: Path, in_checkout: None, new_store: Callable[[Path], Path]
+) -> None:
+    runs = new_store(tmp_path / "runs")
     bad = overlay(tmp_path, max_epochs="$1 // @fold")  # fold 0 cannot be trained
-    settings = [f"dataset_dir={phantom}", f"output_dir={runs}", "device=cpu"]
-    asked = command(*settings, "--folds", "0,1", files=["configs/unet_liver.json", tiny_overlay, bad])
-    done = subprocess.run(asked, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    files = ["configs/unet_liver.json", str(tiny_overlay), str(bad)]
+    settings = {"dataset_dir": str(phantom), "output_dir": str(runs), "device": "cpu", "chosen_folds": [0, 1]}
+    with pytest.raises(RuntimeError) as raised:
+        run_bundle("cross_validation", config_file=files, logging_file=False, **settings)
     parent = cross_validation_of(runs)
-    last = done.stderr.rstrip().splitlines()[-1]
+    last = failure_line(raised.value)
     assert last.startswith(f"medseg: DataError: cross-validation {parent.name}: 1 failed (fold 0: medseg: ")
     assert last.endswith("the others are done, continue with --resume")
     assert mlflow_run(parent).info.status == "FAILED"
@@ -256,9 +264,11 @@ def test_a_failed_fold_does_not_stop_the_others(phantom: Path, tiny_overlay: Pat
 
 
 @pytest.mark.slow
-def test_without_held_out_cases_the_speed_of_the_ensemble_is_compared_and_no_dice(tmp_path: Path) -> None:
+def test_without_held_out_cases_the_speed_of_the_ensemble_is_compared_and_no_dice(
+    tmp_path: Path, new_store: Callable[[Path], Path]
+) -> None:
     """Of 2D images, whose masks are PNG files."""
-    runs = tmp_path / "runs"
+    runs = new_store(tmp_path / "runs")
     data = write_lesion_images(tmp_path / "data", 6)
     tiny = overlay(tmp_path, max_epochs=1, val_interval=1, patch_size=[32, 32], **{"network_def::widths": [4, 8]})
     settings = [f"dataset_dir={data}", f"output_dir={runs}", "device=cpu", "held_out_fraction=0.0"]
