@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -14,11 +15,14 @@ from typer.testing import CliRunner
 
 from medseg.bundle import METADATA, open_bundle, task_metadata, write_bundle
 from medseg.cli.common import app
+from medseg.errors import ConfigError, DataError
 from medseg.evaluation.judgment import Judgment
+from medseg.evaluation.probabilities import read_array
 from medseg.evaluation.temperature import temperature_of
 from medseg.inference import Predictor
 from medseg.networks import UNet
 from medseg.reading import read_scan
+from medseg.report.flags import FlagRules
 
 RULES = {"confidence_below": 0.6, "agreement_below": 0.9}
 OBLIQUE = np.array([[0, 0.4, -3.0, 40], [1.1, 0, 0, -8], [0, 0.8, 0.3, 4], [0, 0, 0, 1.0]])
@@ -197,3 +201,16 @@ def test_a_temperature_is_fitted_to_what_predict_wrote_and_to_the_logits_themsel
     assert found[0][1] == 1
     assert found[0][0] > 0.1
     assert found[1][0] == pytest.approx(found[0][0], rel=0.02)  # whatever temperature was in use
+
+
+def test_thresholds_and_temperatures_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="flags::confidence_below: is 70; give a share from 0 to 1"):
+        FlagRules.read({"confidence_below": 70}, {"liver": [1]})
+    with pytest.raises(ConfigError, match="temperature is 0; give a number above 0, or leave it out"):
+        _ = make_bundle(tmp_path / "net", temperature=0).temperature
+
+
+def test_a_damaged_file_of_probabilities_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a_probabilities.nii.gz").write_bytes(b"no image")
+    with pytest.raises(DataError, match=re.escape("a_probabilities.nii.gz: no array can be read there")):
+        read_array(tmp_path / "a_probabilities.nii.gz", (1, 1, 1))
