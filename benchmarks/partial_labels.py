@@ -33,9 +33,9 @@ ROOT = Path(__file__).parents[1]
 LIVER, TUMOR = 1, 2
 BATCH_SIZE = 2  # one case of each half: an update of one kind alone undoes some of what the other has taught
 NUMBERS = {
-    "spacing_mm": [5.0, 5.0, 7.5],
-    "patch_size": [32, 32, 16],
-    "network_def::widths": [12, 24, 48, 96],
+    "spacing_mm": [6.0, 6.0, 8.0],
+    "patch_size": [24, 24, 16],
+    "network_def::widths": [12, 24, 48, 64],
     "network_def::blocks_per_level": 1,
     "learning_rate": 0.003,
     "warmup_steps": 50,
