@@ -83,7 +83,7 @@ def source_files(source: ScanSource) -> tuple[Path, ...]:
         return tuple(dict.fromkeys((*paired_files(source.path), *_voxel_files(source.path))))
     if source.path.is_file():
         return (source.path,)
-    return tuple(source.path / file for file in source.files)  # an absolute path stays itself
+    return source.files
 
 
 def read_header(source: SourceLike) -> Header:

@@ -54,6 +54,16 @@ def test_a_series_spread_over_folders_is_one_whose_place_is_their_common_folder(
     np.testing.assert_array_equal(read_series(series.source).voxels, some_voxels())
 
 
+@pytest.mark.parametrize("place", ["scans", ".", "scans/one"])
+def test_a_folder_may_be_named_from_where_one_stands(tmp_path, monkeypatch, place):
+    write_series(tmp_path / "scans" / "one")
+    monkeypatch.chdir(tmp_path)
+    (series,) = volumes(Path(place))
+    np.testing.assert_array_equal(read_series(series.source).voxels, some_voxels())
+    assert all(path.is_file() for path in source_files(series.source))
+    np.testing.assert_array_equal(read_scan(Path("scans/one")).voxels, some_voxels())
+
+
 def test_what_is_no_dicom_is_passed_over(tmp_path):
     write_series(tmp_path)
     (tmp_path / "notes.txt").write_text("DICM")

@@ -73,10 +73,10 @@ class _Folder:
         return [name for name in found if _may_be_read(name)]
 
     def size(self, name: Path) -> int:
-        return (self.path / name).stat().st_size
+        return name.stat().st_size
 
     def open(self, name: Path) -> IO[bytes]:
-        return (self.path / name).open("rb")  # an absolute name stays itself
+        return name.open("rb")
 
 
 def _closed_folder(error: OSError) -> None:
