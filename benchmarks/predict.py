@@ -43,6 +43,16 @@ PEERS = Path(__file__).parent / "peers"
 SHAPE, VOXEL_MM = (512, 512, 200), (0.8, 0.8, 2.0)
 SPACING_MM, PATCH, OVERLAP = (1.5, 1.5, 1.5), (96, 96, 96), 0.25
 GEMM = 2048
+
+# A small process that starts a subject: what a large one starts is said to have had the large one's peak memory.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+with open(sys.argv[1], "w") as log:
+    process = subprocess.Popen(sys.argv[2:], stdout=log, stderr=log)
+    _, status, usage = os.wait4(process.pid, 0)
+print(json.dumps([status, time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+"""
 CONVOLUTIONS = ((32, 96), (64, 48), (128, 24))  # channels in and out, and edge of the window, of 3x3x3 kernels
 START_UP = {  # medseg's way to begin, and MONAI's
     "import": (["-c", "import medseg.inference.predictor"], ["-c", "import monai"]),
@@ -236,18 +246,14 @@ def timed(command: list[str], environment: dict[str, str], log: Path) -> dict[st
     Raises:
         RuntimeError: with the end of its output, if it fails.
     """
-    started = time.perf_counter()
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-        _, status, usage = os.wait4(process.pid, 0)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCHER, str(log), *command], env=environment, capture_output=True, check=True
+    )
+    status, wall_s, cpu_s, peak = json.loads(done.stdout)
     if status:
         raise RuntimeError(log.read_text(encoding="utf-8")[-2000:])
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {
-        "wall_s": time.perf_counter() - started,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss / unit,
-    }
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": peak / unit}
 
 
 def start_up(threads: int, rounds: int) -> dict[str, Any]:
