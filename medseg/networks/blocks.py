@@ -106,8 +106,19 @@ class InstanceNorm(nn.Module):
         if features.shape[2:].numel() > 1:
             if channels_last.is_taken(features):
                 return channels_last.instance_norm(features, self.weight, self.bias, in_place=self.in_place)
-            return F.instance_norm(features, weight=self.weight, bias=self.bias)
+            return _contiguous_gradient(F.instance_norm(features, weight=self.weight, bias=self.bias))
         return F.layer_norm(features.flatten(1), self.weight.shape, self.weight, self.bias).view_as(features)
+
+
+def _contiguous_gradient(normalized: Tensor) -> Tensor:
+    """`normalized`, whose gradient will arrive contiguous.
+
+    On a CPU, torch 2.13 returns a wrong gradient of its instance norm (off by more than the gradient itself) where one
+    sample's arrives channels-last, as from a convolution with such weights.
+    """
+    if normalized.requires_grad and not torch.compiler.is_compiling():
+        normalized.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+    return normalized
 
 
 class BatchNorm(nn.Module):

@@ -99,6 +99,19 @@ def test_other_features_take_torchs_own_norm(features):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_torchs_own_norm_has_the_gradient_of_the_formula_in_whatever_layout_it_arrives(batch, dtype):
+    arriving = laid((batch, 8, 5, 6, 7), dtype, mean=0.3, seed=2)
+    norm = InstanceNorm(8).to(dtype)
+    ours = laid((batch, 8, 5, 6, 7), dtype).contiguous().requires_grad_()
+    assert not is_taken(ours)
+    norm(ours).backward(arriving)
+    exact = ours.detach().double().requires_grad_()
+    formula(exact, norm.weight.double(), norm.bias.double()).backward(arriving.double())
+    assert (ours.grad - exact.grad).norm() < {torch.bfloat16: 1e-2}.get(dtype, 1e-6) * exact.grad.norm()
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_channels_last_network_has_the_gradients_of_a_contiguous_one(batch):
     torch.manual_seed(0)
