@@ -16,6 +16,7 @@ from medseg.cli import phantom, runs, bundles, precision, machine  # isort: skip
 from medseg.cli.common import UNEXPECTED, USAGE, app, one_line, say
 from medseg.errors import ConfigError, DataError
 from medseg.notices import NOT_A_DEVICE
+from medseg.threads import wait_briefly
 
 __all__ = [
     "app",
@@ -37,6 +38,7 @@ __all__ = [
 
 def main() -> None:
     """Run the command; an error is one line on stderr (`MEDSEG_DEBUG=1` shows where an unexpected one arose)."""
+    wait_briefly()
     try:
         app()
     except (DataError, ConfigError) as error:
