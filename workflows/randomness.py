@@ -59,8 +59,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         draw = _stream(self.seed, self.epoch, ORDER)
-        order = draw.permutation(self.size)
-        order = spread_evenly(order.tolist(), self.kinds, _stream(self.seed, self.epoch, KINDS))
+        shuffled = draw.permutation(self.size).tolist()
+        order = spread_evenly(shuffled, self.kinds, _stream(self.seed, self.epoch, KINDS))
         seeds = draw.randint(SEEDS, size=self.size, dtype=np.uint64)
         return iter(self._share([(index, int(seed)) for index, seed in zip(order, seeds, strict=True)]))
 
