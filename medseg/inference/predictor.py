@@ -3,7 +3,6 @@
 import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -233,34 +232,37 @@ class Predictor:
         if isinstance(inferer, SlidingWindow):
             needed_mb = slab_mb(grid.shape, inferer.patch_size, len(self.labels), inferer.slab_axis(grid.shape))
         image = image.to("cpu" if self._blend_on_cpu else blend_device(self.tuning, self.device, needed_mb))
-        with self._compared(inferer, between) as (inferer, network, compared):
-            found = self._tiles(image, grid, inferer, network)
-            label = self.to_label.from_tiles(found, grid, probabilities=probabilities, watch=confidence)
+        inferer, network, compared = self._compared(inferer, between)
+        found = self._tiles(image, grid, inferer, network)
+        label = self.to_label.from_tiles(found, grid, probabilities=probabilities, watch=confidence)
         return Answer(label, confidence, lowest([each.dice() for each in compared]))
 
-    @contextmanager
     def _compared(
         self, inferer: SlidingWindow | SliceBySlice, between: Callable[[], Agreement] | None
-    ) -> Iterator[tuple[SlidingWindow | SliceBySlice, Callable[[Tensor], Tensor], list[Agreement]]]:
+    ) -> tuple[SlidingWindow | SliceBySlice, Callable[[Tensor], Tensor], list[Agreement]]:
         """Inferer and network that compare folds and mirrored windows, and what compares them; one for all folds."""
         compared: list[Agreement] = []
         network: Callable[[Tensor], Tensor] = self.runner
         if between is None:
-            yield inferer, network, compared
-            return
+            return inferer, network, compared
+        folds = self.network
+        if isinstance(folds, FoldMean) and len(folds.networks) > 1 and not self.tuning.compile:
+            compared.append(between())
+            network = partial(self._fold_logits, folds=folds, agreement=compared[-1])
         if axes := inferer.window.mirror_axes:
             compared.append(between())
             inferer = inferer.changed(mirror_axes=())
-            network = partial(mirrored_logits, network=self.runner, axes=axes, agreement=compared[-1])
-        folds = self.network if isinstance(self.network, FoldMean) and not self.tuning.compile else None
-        if folds is not None and len(folds.networks) > 1:
-            compared.append(between())
-            folds.agreement = compared[-1]
+            network = partial(mirrored_logits, network=network, axes=axes, agreement=compared[-1])
+        return inferer, network, compared
+
+    def _fold_logits(self, windows: Tensor, *, folds: FoldMean, agreement: Agreement) -> Tensor:
+        """Logits of windows, whose folds are compared; those that only time a layout are not."""
+        self.runner.settled(windows)
+        folds.agreement = agreement
         try:
-            yield inferer, network, compared
+            return self.runner(windows)
         finally:
-            if folds is not None:
-                folds.agreement = None
+            folds.agreement = None
 
     def finish(self, label: Labels, scans: Sequence[Scan]) -> tuple[Labels, tuple[str, ...]]:
         """The label after the clean-up rules, and what they did, such as "tumor: 2 pieces, 0.4 mL removed".

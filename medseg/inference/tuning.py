@@ -64,9 +64,13 @@ class Runner:
 
     def __call__(self, windows: Tensor) -> Tensor:
         """Windows `(N, C, *spatial)` -> the network's logits."""
+        return self._run(windows, self.settled(windows))
+
+    def settled(self, windows: Tensor) -> Layout:
+        """The layout that windows like these are run in; timed, if it has not been before."""
         if self.layout is None:
             self.layout = self._fastest(windows)
-        return self._run(windows, self.layout)
+        return self.layout
 
     def _fastest(self, windows: Tensor) -> Layout:
         if windows.ndim not in LAYOUTS:

@@ -68,7 +68,7 @@ def predictor(network: nn.Module, mirror_axes: tuple[int, ...] = (), **tuning) -
         scan_to_grid=ScanToGrid(spacing_mm=(1, 1, 1), intensity=torch.sign),
         inferer=SlidingWindow(PATCH, mirror_axes=mirror_axes),
         regions=REGIONS,
-        tuning=Tuning(layout="contiguous", **tuning),
+        tuning=Tuning(**{"layout": "contiguous"} | tuning),
     )
 
 
@@ -104,6 +104,14 @@ def test_folds_are_compared_in_pairs_and_the_worse_of_both_counts(scan: Scan) ->
     between_sides = pairwise_dice([mean.numpy().argmax(axis=0) for mean in means], [2], gaussian())
     assert both["tumor"] == pytest.approx(min(between_folds, between_sides), abs=1e-5)
     assert lowest([{"liver": 0.9, "tumor": 0.2}, {"liver": 0.8}]) == {"liver": 0.8, "tumor": 0.2}
+
+
+def test_windows_that_only_time_a_layout_are_not_compared(scan: Scan) -> None:
+    longer = Scan(np.concatenate([scan.voxels, np.full_like(scan.voxels, 50)], axis=1), scan.affine)
+    networks = [Sided(5), Sided(7)]
+    found = {layout: predictor(FoldMean(networks), layout=layout, batch_size=1) for layout in ("auto", "contiguous")}
+    told = {layout: each.answer(each.prepare([longer])).agreement for layout, each in found.items()}
+    assert told["auto"]["tumor"] == pytest.approx(told["contiguous"]["tumor"], abs=1e-6)
 
 
 def test_a_network_alone_is_compared_with_nothing(scan: Scan) -> None:
