@@ -178,9 +178,12 @@ class Tables:
             temporary.write_text(json.dumps(content, default=str) + "\n", encoding="utf-8")
 
     def _write_list(self, rows: Sequence[Row], *, running: bool) -> None:
-        from medseg.report.pages import write_index
+        from medseg.report.pages import mark_edited, page_path, write_index
 
         told = self.told or {}
+        for row in rows:
+            if row["status"] == "edited":
+                mark_edited(page_path(self.out, row["case_id"]))
         about = about_pages(self.bundle, model=told["model"], precision=told["precision"])
         write_index(self.out / "index.html", about, rows, running=running)
 

@@ -39,6 +39,12 @@ PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0])  # an image has no patient: its columns run to the right, its rows down
 MOST_LESIONS = 15  # of a case's table, so that a page stays one sheet; lesions.csv has all
 MOST_LETTERS = 300  # of a text in the list
+BODY = "<main>\n"  # of a case's page
+EDITED = (
+    '<section class="box flag" aria-label="Edited"><strong>The mask was edited since this page was written.</strong> '
+    "Numbers and pictures here, and the case's other files, are of the mask before; nothing is measured anew."
+    "</section>\n"
+)
 LESION_TITLES = {
     "volume_ml": ("Volume, mL", 2),
     "longest_in_plane_diameter_mm": ("Longest in-plane, mm", 1),
@@ -223,9 +229,20 @@ def write_index(path: Path, about: About, rows: Sequence[Row], *, running: bool 
         rows=_json(listed),
         column_kinds=_json(kinds),
         decimals=_json([0] * 4 + [0 if name == "lesion_count" or size == "px" else 1 for name in numbers]),
+        sizes=_json([False] * 4 + [place < len(about.regions) for place in range(len(numbers))]),
     )
     with aside(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def mark_edited(path: Path) -> None:
+    """Say on a case's page, if there is one, that it shows the mask as it was before a person edited it."""
+    if not path.is_file():
+        return
+    page = path.read_text(encoding="utf-8")
+    if EDITED not in page:
+        with aside(path) as temporary:
+            temporary.write_text(page.replace(BODY, BODY + EDITED, 1), encoding="utf-8")
 
 
 def page_path(out: Path, case_id: str) -> Path:

@@ -16,6 +16,7 @@ from medseg.bundle import Bundle
 from medseg.errors import ConfigError
 from medseg.inference.batch import FolderRun, Options
 from medseg.inference.cases import cases_in
+from medseg.inference.messages import Extras
 
 COUNT = 14
 
@@ -140,6 +141,16 @@ def test_an_edited_mask_is_kept_and_said(folder, bundle):
     assert mask.read_bytes() == edited
     row = report(folder)[5]
     assert (row["status"], row["liver_ml"]) == ("edited", "")
+
+
+def test_the_page_of_an_edited_mask_says_that_it_shows_the_one_before(folder, bundle):
+    planned(folder, bundle, extras=Extras(pages=True)).do()
+    mask = folder / "out" / "05_seg.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((9, 8, 7), np.uint8), np.eye(4)), mask)
+    planned(folder, bundle, extras=Extras(pages=True)).do()
+    said = {page.stem: "was edited" in page.read_text() for page in (folder / "out" / "cases").glob("*.html")}
+    assert [case for case, edited in said.items() if edited] == ["05"]
+    assert len(said) == COUNT
 
 
 def test_a_changed_scan_is_done_again_alone(folder, bundle):

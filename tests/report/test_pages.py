@@ -12,7 +12,7 @@ from PIL import Image
 
 from medseg.regions import LabelFacts, Lesions
 from medseg.report.measurements import measure
-from medseg.report.pages import About, _center, draw_case, page_path, write_case_page, write_index
+from medseg.report.pages import About, _center, draw_case, mark_edited, page_path, write_case_page, write_index
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
 ABOUT = About("unet_liver 0.1.0", "float32", True, REGIONS, "tumor", window=(-100, 200))
@@ -137,6 +137,21 @@ def test_the_list_holds_every_row_with_its_page(tmp_path):
     assert "2 done, 1 failed, 1 to look at" in page.text
     assert "still running" in page.text
     assert "not a medical device" in page.text
+
+
+def test_a_page_says_once_that_its_mask_was_edited_since(tmp_path):
+    before, path = written(tmp_path)
+    assert "edited" not in before.text
+    mark_edited(path)
+    mark_edited(path)
+    mark_edited(tmp_path / "none.html")
+    after = Page(path)
+    assert after.text.count("The mask was edited since this page was written") == 1
+    assert after.text.index("edited") < after.text.index("Volumes")
+    assert after.images == before.images
+    assert not (tmp_path / "none.html").exists()
+    _, again = written(tmp_path)
+    assert "edited" not in Page(again).text
 
 
 def test_the_list_of_3000_cases_stays_below_5_mb(tmp_path):

@@ -1,0 +1,60 @@
+"""The list of cases in a browser without a window: what its script shows, sorts and finds."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from medseg.report.pages import About, write_index
+
+BROWSER = next((path for path in map(shutil.which, ("chromium", "google-chrome", "chrome")) if path), None)
+ABOUT = About("unet_liver 0.1.0", "float32", False, {"liver": [1, 2], "tumor": [2]}, "tumor")
+PROBE = """<script>
+const texts = row => [...row.cells].map(cell => cell.textContent);
+const cells = () => [...document.querySelectorAll("#cases tbody tr")].map(texts);
+const head = name => [...document.querySelectorAll("th button")].find(button => button.textContent === name);
+const said = { first: cells() };
+head("tumor, mL").click(); said.largest = cells();
+head("tumor, mL").click(); said.smallest = cells();
+show.value = "look"; show.dispatchEvent(new Event("change")); said.look = cells();
+show.value = ""; find.value = "cut SHORT"; find.dispatchEvent(new Event("input")); said.found = cells();
+document.body.dataset.said = JSON.stringify(said);
+</script></body>"""
+
+
+def seen(tmp_path, rows):
+    """What the script shows at first, after clicks on a column, and with each filter."""
+    page = tmp_path / "index.html"
+    write_index(page, ABOUT, rows)
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(html.unescape(re.search(r'data-said="([^"]*)"', done.stdout)[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+def test_the_list_shows_sorts_and_finds(tmp_path):
+    def done(case_id, tumor_ml, **more):
+        return {
+            "case_id": case_id,
+            "status": "done",
+            "liver_ml": 1500.2,
+            "tumor_ml": tumor_ml,
+            "lesion_count": 1,
+        } | more
+
+    failed = {"case_id": "z", "status": "failed", "message": "z.nii.gz: cut short"}
+    flagged = done("y", 0.0, flags="tumor: none found", lesion_count=0)
+    said = seen(tmp_path, [done("a", 0.02), done("b", 12.34), flagged, failed])
+    assert [row[0] for row in said["first"]] == ["z", "y", "a", "b"]  # failed and flagged ones first
+    tumor = {row[0]: row[5] for row in said["first"]}
+    assert tumor == {"z": "", "y": "none found", "a": "< 0.1", "b": "12.3"}  # neither empty nor small is 0.0
+    assert said["first"][1][4] == "1500.2"
+    assert [row[0] for row in said["largest"]] == ["b", "a", "y", "z"]  # what is not known comes last
+    assert [row[0] for row in said["smallest"]] == ["y", "a", "b", "z"]
+    assert sorted(row[0] for row in said["look"]) == ["y", "z"]
+    assert [row[0] for row in said["found"]] == ["z"]
