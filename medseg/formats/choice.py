@@ -17,6 +17,7 @@ from medseg.reading import ScanSource
 
 Format = Literal["seg", "rtstruct", "nrrd", "stl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+_ENDINGS = {"seg": "_seg.dcm", "rtstruct": "_rtstruct.dcm", "nrrd": ".seg.nrrd"}  # of surfaces one a region
 ITKSNAP_LABELS, SLICER_COLORS = "labels_itksnap.txt", "labels.ctbl"
 
 
@@ -80,20 +81,22 @@ def write_formats(
     for kind in formats:
         try:
             if kind == "nrrd":
-                write_seg_nrrd(label, affine, separate, stem.with_name(f"{stem.name}.seg.nrrd"))
+                write_seg_nrrd(label, affine, separate, stem.with_name(f"{stem.name}{_ENDINGS[kind]}"))
             elif kind == "stl":
                 warnings += _write_surfaces(label, affine, stem, structures.regions)
             elif not source.is_dicom:
                 warnings.append(f"no {_named(kind)}: the scan is no DICOM series")
             else:
                 segments = separate if kind == "seg" else whole
-                path = stem.with_name(f"{stem.name}_{kind}.dcm")
+                path = stem.with_name(f"{stem.name}{_ENDINGS[kind]}")
                 of_model = (structures.model, structures.version)
                 _dicom_writer(kind)(
                     label, affine, path, source=source, segments=segments, model=of_model[0], version=of_model[1]
                 )
         except DataError as error:
             warnings.append(f"no {_named(kind)}: {error}")
+            for path in _files(kind, stem, structures):  # an earlier mask's must not stand beside this one
+                path.unlink(missing_ok=True)
     return warnings
 
 
@@ -128,6 +131,11 @@ def _dicom_writer(kind: Format) -> Callable[..., None]:
     from medseg.formats.rtstruct import write_rtstruct
 
     return write_rtstruct
+
+
+def _files(kind: Format, stem: Path, structures: Structures) -> list[Path]:
+    endings = [f"_{name}.stl" for name in structures.regions] if kind == "stl" else [_ENDINGS[kind]]
+    return [stem.with_name(f"{stem.name}{ending}") for ending in endings]
 
 
 def _named(kind: Format) -> str:

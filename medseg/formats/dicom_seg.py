@@ -101,6 +101,7 @@ def write_dicom_seg(
             content_description=NOT_A_DEVICE,
             series_description=f"{model} {version}"[:MOST_LETTERS],
             content_label="MEDSEG",
+            content_creator_name="medseg",  # DICOM asks for the element
         )
     with aside(target) as temporary:
         result.save_as(temporary)

@@ -119,6 +119,7 @@ def test_a_segmentation_names_series_images_codes_and_model(tmp_path):
     algorithm = liver.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("unet_liver", "1.2")
     assert seg.ContentDescription == "not a medical device"
+    assert str(seg.ContentCreatorName) == "medseg"  # no person: readers warn where it is absent
 
 
 @pytest.mark.parametrize("write", [write_dicom_seg, write_rtstruct])

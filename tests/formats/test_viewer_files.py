@@ -119,3 +119,20 @@ def test_what_a_case_cannot_have_is_said_and_the_rest_written(tmp_path):
     )
     assert said == ["no DICOM SEG: the scan is no DICOM series", "no surface of tumor: none found"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case.seg.nrrd", "case_liver.stl"]
+
+
+def test_no_file_of_an_earlier_mask_stands_beside_an_empty_one(tmp_path):
+    write_series(tmp_path / "in", some_voxels((9, 8, 7)))
+    (series,) = find_series(tmp_path / "in")
+    scan = read_series(series.source)
+    for label in (some_label(), some_label() * 0):
+        said = write_formats(
+            label,
+            scan.affine,
+            tmp_path / "out" / "case",
+            formats=("seg", "rtstruct", "stl"),
+            source=series.source,
+            structures=STRUCTURES,
+        )
+    assert len(said) == 4
+    assert list((tmp_path / "out").iterdir()) == []
