@@ -299,7 +299,11 @@ def resize(features: Tensor, size: Sequence[int], interpolation: InterpolationNa
         return features
     if interpolation == "nearest":
         return F.interpolate(features, size, mode="nearest")
-    return F.interpolate(features, size, mode=LINEAR_MODE[len(size)], align_corners=False)
+    resized = F.interpolate(features, size, mode=LINEAR_MODE[len(size)], align_corners=False)
+    if resized.requires_grad and channels_last.is_taken(features):
+        # joined with a skip, its gradient is a part of theirs, which torch takes by its kernel for the other layout
+        resized.register_hook(channels_last.to_channels_last)  # type: ignore[no-untyped-call]
+    return resized
 
 
 def resize_like(features: Tensor, reference: Tensor, interpolation: InterpolationName = "linear") -> Tensor:

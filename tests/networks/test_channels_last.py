@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from medseg.networks import UNet
-from medseg.networks.blocks import Conv3d, InstanceNorm, conv_norm_act
+from medseg.networks.blocks import Conv3d, InstanceNorm, conv_norm_act, resize
 from medseg.networks.channels_last import LAYOUTS, instance_norm, is_channels_last, is_taken, to_channels_last
 
 SHAPES = [(1, 8, 9, 7, 5), (3, 5, 6, 1, 7), (2, 8, 33, 17), (1, 600, 3, 4, 2)]
@@ -110,6 +110,19 @@ def test_torchs_own_norm_has_the_gradient_of_the_formula_in_whatever_layout_it_a
     exact = ours.detach().double().requires_grad_()
     formula(exact, norm.weight.double(), norm.bias.double()).backward(arriving.double())
     assert (ours.grad - exact.grad).norm() < {torch.bfloat16: 1e-2}.get(dtype, 1e-6) * exact.grad.norm()
+
+
+@pytest.mark.parametrize(("shape", "size"), [((2, 4, 3, 5, 4), (6, 9, 8)), ((1, 4, 5, 3), (10, 6))])
+def test_a_map_joined_with_a_skip_is_interpolated_channels_last_on_the_way_back_too(shape, size):
+    gradients, layouts = [], []
+    arriving = laid((shape[0], 7, *size), seed=2)
+    for features in (laid(shape), laid(shape).contiguous()):
+        finer = resize(features.requires_grad_(), size)
+        finer.register_hook(lambda gradient: layouts.append(is_channels_last(gradient)))
+        torch.cat([laid((shape[0], 3, *size)), finer], dim=1).backward(arriving)
+        gradients.append(features.grad)
+    assert layouts[0]  # torch hands over a part of the gradient of both, which lies in neither layout
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("batch", [1, 2])
