@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import ConfigError
+from medseg.memory import keep_freed_memory
 from medseg.networks.channels_last import to_channels_last
 from workflows import activations, distributed
 from workflows.experiment import Experiment
@@ -130,7 +131,7 @@ def prepared_network(
     channels_last: bool = True,
     checkpoint_activations: bool = False,
 ) -> nn.Module:
-    """The network on its device, weights laid out as `TrainingStep` lays out images.
+    """The network on its device, weights laid out as `TrainingStep` lays out images; on a CPU freed memory is kept.
 
     Args:
         network: any.
@@ -141,6 +142,8 @@ def prepared_network(
     """
     if checkpoint_activations:
         activations.checkpoint_activations(network)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     network = network.to(device)
     return network.to(memory_format=last_layout(spatial_dims)) if channels_last else network  # type: ignore[call-overload]
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +12,7 @@ from torch import nn
 from medseg.errors import ConfigError
 from medseg.losses import DiceCrossEntropy
 from medseg.networks import UNet
+from workflows import training
 from workflows.training import KeepBest, StopEarly, TrainingStep, prepared_network
 
 
@@ -141,6 +146,61 @@ def test_the_layout_in_memory_is_a_setting(layout: bool) -> None:
     network = prepared_network(UNet(2, 3, 2, widths=(4, 8)), "cpu", 2, channels_last=layout)
     weight = network.encoder.stages[0][0][0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == layout
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("meta", 0)])
+def test_freed_memory_is_kept_where_the_network_trains_on_a_cpu(
+    device: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(training, "keep_freed_memory", lambda: calls.append(True))
+    prepared_network(UNet(2, 3, 2, widths=(4, 8)), device, 2)
+    assert len(calls) == times
+
+
+LONG = """
+import random, sys
+from types import SimpleNamespace
+import numpy as np, psutil, torch
+from medseg.losses import DiceCrossEntropy
+from medseg.memory import keep_freed_memory
+from medseg.networks import UNet
+from workflows.training import TrainingStep, prepared_network
+
+torch.set_num_threads(1)
+network = prepared_network(UNet(3, 1, 2, widths=(8, 16)), "cpu", 3)
+assert keep_freed_memory()
+engine = SimpleNamespace(
+    network=network, optimizer=torch.optim.AdamW(network.parameters()), loss_function=DiceCrossEntropy(),
+    state=SimpleNamespace(device=torch.device("cpu"), output=None, epoch=1, iteration=1, epoch_length=5),
+)
+step, draw, read = TrainingStep(), random.Random(0), []
+for number in range(90):
+    if number % 3 == 0:
+        side = draw.choice((16, 20, 24))
+        label = torch.zeros(2, 1, side, side, side, dtype=torch.uint8)
+        step(engine, {"image": torch.randn(label.shape), "label": label})
+    read = [*read[-2:], np.ones(draw.randrange(10, 40) << 18, np.float32)]  # cases of 10 to 40 MB, three at a time
+    if number in (44, 89):
+        print(psutil.Process().memory_info().rss >> 20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_memory_that_is_kept_does_not_grow_with_the_training() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LONG],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=Path(training.__file__).parents[1],
+        env={name: value for name, value in os.environ.items() if name != "MEDSEG_MALLOC"},
+    )
+    assert not done.returncode, done.stderr[-2000:]
+    halfway, end = map(int, done.stdout.split())
+    assert end < halfway + 64  # MB; a tenth of what was read since
 
 
 @pytest.mark.parametrize(
