@@ -22,8 +22,9 @@ class FlagRules:
         at_border: regions that should end inside the scan.
         none_found: regions that every scan should have.
         removed_above_ml: region -> volume in mL that clean-up may take from it unmentioned.
-        confidence_below: mean confidence of a region, 0 to 1, below which it is worth a look.
-        agreement_below: Dice between predictions mirrored and not, or of folds, below which it is worth a look.
+        confidence_below: mean confidence of a region, 0 to 1, below which it is worth a look; of all, or by region.
+        agreement_below: Dice between predictions mirrored and not, or of folds, below which it is worth a look; of
+            all regions, or by region, for small ones agree less.
     """
 
     volume_ml: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -31,8 +32,8 @@ class FlagRules:
     at_border: Sequence[str] = ()
     none_found: Sequence[str] = ()
     removed_above_ml: Mapping[str, float] = field(default_factory=dict)
-    confidence_below: float = 0.0
-    agreement_below: float = 0.0
+    confidence_below: float | Mapping[str, float] = 0.0
+    agreement_below: float | Mapping[str, float] = 0.0
 
     @classmethod
     def read(cls, content: Any, regions: Mapping[str, Any]) -> "FlagRules":
@@ -52,14 +53,21 @@ class FlagRules:
             raise ConfigError(f"flags: give rules of {', '.join(known)}, each with its thresholds")
         rules = cls(**content)
         named = {*rules.volume_ml, *rules.pieces_above_ml, *rules.at_border, *rules.none_found, *rules.removed_above_ml}
+        shares = {name: getattr(rules, name) for name in ("confidence_below", "agreement_below")}
+        by_region = {
+            f"{name}::{key}" if key else name: share
+            for name, rule in shares.items()
+            for key, share in (rule if isinstance(rule, Mapping) else {"": rule}).items()
+        }
+        named.update(*(rule for rule in shares.values() if isinstance(rule, Mapping)))
         unknown = sorted(named - set(regions))
         if unknown:
             raise ConfigError(f"flags: no region {', '.join(unknown)}; this recipe has {', '.join(regions)}")
         for region, ends in rules.volume_ml.items():
             if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
                 raise ConfigError(f"flags::volume_ml::{region}: is {list(ends)}; give the smallest and the largest mL")
-        for name in ("confidence_below", "agreement_below"):
-            if not 0 <= (share := getattr(rules, name)) <= 1:
+        for name, share in by_region.items():
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise ConfigError(f"flags::{name}: is {share}; give a share from 0 to 1, such as 0.7")
         return rules
 
@@ -114,11 +122,16 @@ def doubt_flags(
     """
     flags = []
     for region in regions:
-        if confidence.get(region, 1.0) < rules.confidence_below:
+        if confidence.get(region, 1.0) < _below(rules.confidence_below, region):
             flags.append(f"{region}: low confidence ({confidence[region]:.2f})")
-        if agreement.get(region, 1.0) < rules.agreement_below:
+        if agreement.get(region, 1.0) < _below(rules.agreement_below, region):
             flags.append(f"{region}: predictions disagree (Dice {agreement[region]:.2f})")
     return flags
+
+
+def _below(rule: float | Mapping[str, float], region: str) -> float:
+    """The threshold of a region, of a rule for all or by region; 0 for none."""
+    return rule.get(region, 0.0) if isinstance(rule, Mapping) else rule
 
 
 def touches_border(box: Box | None, shape: Sequence[int]) -> bool:

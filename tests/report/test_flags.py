@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import ConfigError
-from medseg.report.flags import FlagRules, flags_of, touches_border
+from medseg.report.flags import FlagRules, doubt_flags, flags_of, touches_border
 
 REGIONS = {"liver": [1, 2], "tumor": [2]}
 AFFINE = np.diag([10.0, 10.0, 10.0, 1.0])  # a voxel is 1 mL
@@ -78,6 +78,12 @@ def test_doubt_is_flagged():
     assert said == ["liver: predictions disagree (Dice 0.50)", "tumor: low confidence (0.55)"]
 
 
+def test_doubt_may_have_a_threshold_by_region():
+    rules = FlagRules.read({"agreement_below": {"liver": 0.7}}, REGIONS)
+    low = {"liver": 0.69, "tumor": 0.1}
+    assert doubt_flags(REGIONS, rules, confidence=low, agreement=low) == ["liver: predictions disagree (Dice 0.69)"]
+
+
 def test_without_rules_there_are_no_flags():
     rules = FlagRules.read(None, REGIONS)
     assert flags_of(np.zeros((3, 3, 3)), np.ones((3, 3, 3)), AFFINE, regions=REGIONS, rules=rules) == []
@@ -89,6 +95,9 @@ def test_without_rules_there_are_no_flags():
         ({"volume": {}}, "flags: give rules of volume_ml"),
         ([], "flags: give rules of"),
         ({"none_found": ["spleen"]}, "no region spleen; this recipe has liver, tumor"),
+        ({"agreement_below": {"spleen": 0.7}}, "no region spleen; this recipe has liver, tumor"),
+        ({"agreement_below": {"liver": 70}}, "flags::agreement_below::liver: is 70; give a share from 0 to 1"),
+        ({"agreement_below": "high"}, "flags::agreement_below: is high; give a share from 0 to 1"),
         ({"volume_ml": {"liver": [3500, 500]}}, r"flags::volume_ml::liver: is \[3500, 500\]"),
     ],
 )
