@@ -69,6 +69,15 @@ def test_a_case_page_says_what_the_table_says(tmp_path):
     assert "sform and qform differ; sform used" in page.text
 
 
+def test_a_case_page_explains_its_shares(tmp_path):
+    plain, _ = written(tmp_path)
+    assert "Confidence" not in plain.text
+    assert "Agreement" not in plain.text
+    page, _ = written(tmp_path, liver_confidence=0.9, liver_agreement=0.8)
+    assert "Confidence: the mean probability that the network gives, not how often it is right." in page.text
+    assert "Agreement: mean Dice between mirrored answers, or folds." in page.text
+
+
 def test_a_case_page_needs_nothing_beside_it(tmp_path):
     page, path = written(tmp_path)
     assert {link for link in page.links if not link.startswith("data:")} == {"../../index.html"}

@@ -1,4 +1,4 @@
-"""The list of cases in a browser without a window: what its script shows, sorts and finds."""
+"""Pages in a browser without a window: what the list shows, sorts and finds, and that a full case prints on a sheet."""
 
 import html
 import json
@@ -6,9 +6,12 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
-from medseg.report.pages import About, write_index
+from medseg.regions import Lesions
+from medseg.report.measurements import measure
+from medseg.report.pages import About, draw_case, write_case_page, write_index
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "google-chrome", "chrome")) if path), None)
 ABOUT = About("unet_liver 0.1.0", "float32", False, {"liver": [1, 2], "tumor": [2]}, "tumor")
@@ -30,9 +33,14 @@ def seen(tmp_path, rows):
     page = tmp_path / "index.html"
     write_index(page, ABOUT, rows)
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    return json.loads(html.unescape(re.search(r'data-said="([^"]*)"', browsed(tmp_path, page, "--dump-dom"))[1]))
+
+
+def browsed(tmp_path, page, *wanted):
+    """What the browser says of a page."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", *wanted]
     done = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return json.loads(html.unescape(re.search(r'data-said="([^"]*)"', done.stdout)[1]))
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -58,3 +66,24 @@ def test_the_list_shows_sorts_and_finds(tmp_path):
     assert [row[0] for row in said["smallest"]] == ["y", "a", "b", "z"]
     assert sorted(row[0] for row in said["look"]) == ["y", "z"]
     assert [row[0] for row in said["found"]] == ["z"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+def test_a_case_with_all_that_a_page_can_say_prints_on_one_sheet(tmp_path):
+    image = np.random.default_rng(0).integers(-100, 200, (60, 60, 90)).astype(np.int16)
+    label, affine = np.zeros(image.shape, np.uint8), np.diag([4.0, 4.0, 4.0, 1.0])
+    label[5:50, 5:50, 5:80] = 1
+    for place in range(25):  # more than the table shows
+        label[6 + place, 10, 8 + 2 * place] = 2
+    found = Lesions.of(label, [2])
+    row, lesions = measure(label, affine, regions=ABOUT.regions, lesion_region="tumor", found=found, hu=image)
+    said = {"flags": ["liver: a flag of many words that is as long as flags are, and then longer"] * 6}
+    said |= {"warnings": ["a warning"] * 3, "notes": ["a note"] * 2, "liver_confidence": 0.9, "liver_agreement": 0.8}
+    page, sheets = tmp_path / "cases" / "a.html", tmp_path / "a.pdf"
+    drawn = draw_case(image, label, affine, ABOUT, lesions=found)
+    write_case_page(page, ABOUT, {"case_id": "a", "status": "done"} | row | said, lesions, drawn)
+    browsed(tmp_path, page, "--no-pdf-header-footer", f"--print-to-pdf={sheets}")
+    content = sheets.read_bytes()
+    assert len(re.findall(rb"/Type\s*/Page\b", content)) == 1
+    assert b"/MediaBox [0 0 594." in content or b"/MediaBox [0 0 595" in content  # A4, in points
