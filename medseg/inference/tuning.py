@@ -78,9 +78,11 @@ class Runner:
         trial = windows if windows.device.type == "cuda" else middle(windows)
         try:
             self._run(trial, "contiguous")
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise
-        except RuntimeError:  # a network of one size
+        except Exception:  # a network of one size, or of multiples of one, says so by what error it likes
+            if trial is windows:
+                raise
             trial = windows
             self._run(trial, "contiguous")
         try:

@@ -85,11 +85,12 @@ def test_layouts_are_timed_on_the_middle_of_large_windows(clock: Clock) -> None:
     assert sizes == [(2, 2, 32, 9, 35)] * 4 + [(2, 2, 64, 9, 70)]
 
 
-def test_a_network_of_one_size_is_timed_on_whole_windows(clock: Clock) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, AssertionError])
+def test_a_network_of_one_size_is_timed_on_whole_windows(error: type[Exception], clock: Clock) -> None:
     class OneSize(Sleeper):
         def forward(self, windows: Tensor) -> Tensor:
             if windows.shape[2:] != (64, 8, 8):
-                raise RuntimeError("not the size of the window")
+                raise error("not the size of the window")
             return super().forward(windows)
 
     runner = Runner(OneSize(0.03, 0.005, clock))
