@@ -1,7 +1,11 @@
 """medseg's route for `benchmarks/predict.py`, stage by stage; the second case finds model and allocator warm."""
 
+import atexit
+import gc
+
 from predict_stages import Stages, parsed, threads, write
 
+atexit.register(gc.freeze)  # as the `medseg` command does
 job, out, precision = parsed()
 cold, warm = Stages(), Stages()
 with cold("import"):

@@ -1,5 +1,6 @@
 """The process that does the cases: it loads the model once, and its death costs no more than the case it died of."""
 
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -266,6 +267,7 @@ def main(connection: Connection, setup: Setup) -> None:
     except Exception as error:
         say(_no_model(error))
         return
+    gc.freeze()  # modules and the model stay to the end; nothing among them is garbage
     gate = MemoryGate(MEMORY_SHARE * available_mb())
     pipeline: Pipeline[Job] = Pipeline([read, network, write], on_done=on_done, on_failed=on_failed)
     say(Said("ready", device=stages.device))

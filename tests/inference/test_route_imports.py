@@ -50,17 +50,29 @@ def test_a_scan_is_read_and_a_mask_written_without_nibabel(tmp_path):
     assert loaded(program) <= {"numpy", *SMALL}
 
 
-def test_collections_go_on_once_torch_is_there():
+def test_collections_go_on_once_torch_is_there_and_what_the_caller_had_is_freed():
     program = (
-        "import gc, sys; import medseg.quick_torch; assert gc.isenabled() and 'torch' in sys.modules\n"
-        "assert gc.get_freeze_count() > 10_000"
+        "import gc, sys, weakref\n"
+        "class Owner: pass\n"
+        "owner = Owner(); owner.itself = owner; seen = weakref.ref(owner)\n"
+        "import medseg.inference.predictor\n"
+        "assert gc.isenabled() and 'torch' in sys.modules\n"
+        "del owner; gc.collect(); assert seen() is None"
     )
     assert "torch" in loaded(program)
 
 
+def test_the_command_leaves_without_looking_for_garbage():
+    program = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print('frozen', gc.get_freeze_count() > 1000))\n"  # the last to be called
+        "from medseg.cli import main\n"
+        "sys.argv = ['medseg', '--version']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "frozen True"
+
+
 def test_collections_that_were_off_stay_off():
     assert "torch" in loaded("import gc; gc.disable(); import medseg.quick_torch; assert not gc.isenabled()")
-
-
-def test_where_torch_is_there_already_nothing_is_frozen():
-    assert "torch" in loaded("import gc, torch; import medseg.quick_torch; assert gc.get_freeze_count() == 0")
