@@ -46,7 +46,7 @@ def fresh_pages(where: str, **environment: str) -> tuple[bool, int]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
-@pytest.mark.parametrize("where", ["main", "thread"])
+@pytest.mark.parametrize("where", ["main", pytest.param("thread", marks=pytest.mark.slow)])
 def test_freed_blocks_are_used_again_instead_of_fresh_pages(where: str) -> None:
     kept, pages = fresh_pages(where)
     usual, usual_pages = fresh_pages(where, MEDSEG_MALLOC="0")

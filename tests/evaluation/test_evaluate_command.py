@@ -109,6 +109,7 @@ def test_a_failed_case_is_worst_even_where_the_reference_is_empty(tmp_path: Path
     assert record.metrics.regions["tumor"]["dice"] is None
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_process_finds(folders: tuple[Path, Path, Path]) -> None:
     masks, references, _ = folders
     ids = [f"case_{number:03d}" for number in range(5)]

@@ -185,6 +185,7 @@ def test_a_channels_last_convolution_is_torchs(in_channels, out_channels, settin
         torch.testing.assert_close(ours.double(), theirs.double(), atol=2e-5 * theirs.abs().max().item(), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_norm_takes_channels_last_features():
     norm, features = InstanceNorm(4), laid((2, 4, 6, 5, 4))
