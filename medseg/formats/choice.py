@@ -62,7 +62,8 @@ def write_formats(
 ) -> list[str]:
     """Write a case's further files: `STEM_seg.dcm`, `STEM_rtstruct.dcm`, `STEM.seg.nrrd`, `STEM_<region>.stl`.
 
-    A format that cannot be written takes nothing from the others: it becomes a warning.
+    A format that cannot be written takes nothing from the others: it becomes a warning. Files of formats that are not
+    asked for show an earlier mask of the case and are removed.
 
     Args:
         label: `(X, Y, Z)` on the scan's own grid.
@@ -78,6 +79,8 @@ def write_formats(
     separate = label_segments(structures.labels, structures.regions)
     whole = region_segments(structures.regions)
     warnings = []
+    for path in (path for kind in FORMATS if kind not in formats for path in _files(kind, stem, structures)):
+        path.unlink(missing_ok=True)
     for kind in formats:
         try:
             if kind == "nrrd":

@@ -111,9 +111,12 @@ class CaseExtras:
         """
         warnings: list[str] = []
         in_mm = self.bundle.unit == "mm"
+        instances = self.out / f"{case.case_id}{INSTANCES_ENDING}"
         if self.extras.instances and found is not None and in_mm:
-            write_nifti(found.whole(), scan.affine, self.out / f"{case.case_id}{INSTANCES_ENDING}")
-        if self.extras.formats and in_mm:
+            write_nifti(found.whole(), scan.affine, instances)
+        else:
+            instances.unlink(missing_ok=True)  # of an earlier mask
+        if in_mm:
             warnings = write_formats(
                 label.label,
                 scan.affine,

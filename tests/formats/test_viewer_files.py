@@ -136,3 +136,16 @@ def test_no_file_of_an_earlier_mask_stands_beside_an_empty_one(tmp_path):
         )
     assert len(said) == 4
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_formats_not_asked_for_again_do_not_show_an_earlier_mask(tmp_path):
+    for formats in (("nrrd", "stl"), ("stl",)):
+        write_formats(
+            some_label(),
+            OBLIQUE,
+            tmp_path / "case",
+            formats=formats,
+            source=ScanSource(tmp_path / "scan.nii.gz"),
+            structures=STRUCTURES,
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case_liver.stl", "case_tumor.stl"]
