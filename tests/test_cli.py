@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -62,10 +63,14 @@ def test_help_loads_nothing_heavy():
 
 
 def test_help_answers_at_once():
+    def clock():
+        now = os.times()  # of a core, where the system counts it: a busy machine's other work is not the command's
+        return now.children_user + now.children_system if sys.platform != "win32" else time.perf_counter()
+
     def seconds():
-        started = time.perf_counter()
+        started = clock()
         subprocess.run(medseg_command("--help"), check=True, capture_output=True)
-        return time.perf_counter() - started
+        return clock() - started
 
     assert min(seconds() for _ in range(5)) < 0.4
 
