@@ -47,6 +47,8 @@ def report_columns(
 ) -> list[str]:
     """Columns of `report.csv`, in order; regions in mL, of 2D images in pixels.
 
+    Those of agreement are left out of a report whose cases had nothing to compare: one network, no mirroring.
+
     Args:
         regions: of the model.
         unit: "px" for a model of 2D images.
