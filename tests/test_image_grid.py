@@ -157,7 +157,8 @@ def test_a_folder_of_images_becomes_masks_and_a_report_in_pixels(bundle, tmp_pat
     assert header == [column for column in report_columns({"lesion": [1]}, "px") if column != "lesion_agreement"]
     assert not [name for name in header if name.endswith(("_mm", "_ml"))]
     with (tmp_path / "out" / "lesions.csv").open(newline="") as file:
-        assert next(csv.reader(file)) == ["case_id", "lesion", "area_px", "longest_diameter_px", "x_px", "y_px"]
+        columns = ["case_id", "lesion", "area_px", "longest_diameter_px", "mean_probability", "x_px", "y_px"]
+        assert next(csv.reader(file)) == columns
 
 
 def test_settings_in_mm_contradict_a_recipe_of_images():
