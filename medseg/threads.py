@@ -16,5 +16,7 @@ def wait_briefly() -> None:
     Reference:
         GNU libgomp manual, "GOMP_SPINCOUNT".
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+        # with more threads than cores, as where stages overlap, libgomp hardly spins else: the network took twice the time
+        os.environ["OMP_WAIT_POLICY"] = "ACTIVE"

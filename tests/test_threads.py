@@ -19,7 +19,9 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_threads_are_told_to_wait_briefly(bare: pytest.MonkeyPatch) -> None:
     wait_briefly()
     assert os.environ["GOMP_SPINCOUNT"] == SPIN_COUNT
-    bare.delenv("GOMP_SPINCOUNT")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        bare.delenv(name)
 
 
 @pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "ACTIVE")])
