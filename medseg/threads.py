@@ -18,5 +18,5 @@ def wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-        # with more threads than cores, as where stages overlap, libgomp hardly spins else: the network took twice the time
+        # where stages overlap threads exceed cores, and libgomp hardly spins else: the network took twice as long
         os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
