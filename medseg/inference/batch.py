@@ -30,6 +30,7 @@ __all__ = ["MASK_ENDING", "FolderRun", "Options", "Outcome", "predict_folder", "
 STATUSES = {"done": "done", "edited": "edited", "failed": "failed", "busy": "pending"}  # of a decision, in the report
 BUSY = "another process is at it"
 WAIT_FOR_IT = "see how far it is (medseg status OUT), and run the same command once it has ended"
+LANES = 2  # cases in a CPU's network at a time, where memory suffices: twice the memory for each further one
 TAKE_OVERS = 3  # looks, once all else is done, for cases that another process has left undone
 
 
@@ -181,6 +182,7 @@ class FolderRun:
         listed = self.told if self.options.extras.pages else None
         self._tables = Tables(out, bundle, self.cases, told=listed, parquet=self.options.parquet)
         self._on_row: Callable[[Row], None] | None = None
+        self._workers = 0  # started so far; after the first one's death, perhaps for want of memory, one lane must do
         self._supervisor = Supervisor(
             self._make_worker, self, strict=self.options.strict, patience_s=self.options.patience_s
         )
@@ -347,8 +349,10 @@ class FolderRun:
             extras=self.options.extras,
             model=self.told["model"],
             gpu_memory_gb=self.options.gpu_memory_gb,
+            lanes=LANES if len(self.todo) > 1 and not self._workers else 1,
             hook=self.options.hook,
         )
+        self._workers += 1
         return WorkerProcess(setup) if self.options.isolate else InProcess(setup)
 
 

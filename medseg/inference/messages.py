@@ -62,6 +62,7 @@ class Setup:
         extras: what else a case gets.
         model: name and version, as pages tell them.
         gpu_memory_gb: of the GPU, at most; None for all that is free.
+        lanes: cases in the network at a time, at most; see `medseg.inference.lanes`.
         hook: `module:function` of a test, called before each step of each case, to make it fail.
     """
 
@@ -74,6 +75,7 @@ class Setup:
     extras: Extras = NO_EXTRAS
     model: str = ""
     gpu_memory_gb: float | None = None
+    lanes: int = 1
     hook: str = ""
 
 

@@ -1,12 +1,16 @@
 """Means over several answers to one window: of the folds of an ensemble, and of mirrored windows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import combinations
 from typing import Any
 
 from torch import Tensor, nn
 
 from medseg.inference.agreement import Agreement
+
+_compares: ContextVar[Agreement | None] = ContextVar("compares", default=None)  # each thread has its own
 
 
 def flips(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -53,9 +57,6 @@ class FoldMean(nn.Module):
     Args:
         networks: one a fold.
 
-    Attributes:
-        agreement: is told the answer of each fold; None for none.
-
     Reference:
         Isensee et al., "nnU-Net", Nature Methods 2021 (version 2 of its code averages logits).
     """
@@ -63,7 +64,15 @@ class FoldMean(nn.Module):
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.agreement: Agreement | None = None
+
+    @contextmanager
+    def compared(self, agreement: Agreement) -> Iterator[None]:
+        """Tell `agreement` the answer of each fold, of the forward passes of this thread alone."""
+        before = _compares.set(agreement)
+        try:
+            yield
+        finally:
+            _compares.reset(before)
 
     def forward(self, windows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Windows `(N, C, *spatial)` -> logits `(N, K, *spatial)`."""
@@ -71,7 +80,7 @@ class FoldMean(nn.Module):
         total = first(windows, *args, **kwargs)
         if not isinstance(total, Tensor):
             return total  # of a network in training; the sliding window says so
-        total, agreement = total.float(), self.agreement
+        total, agreement = total.float(), _compares.get()
         if agreement is not None:
             agreement.answer(total)
         for network in others:

@@ -37,7 +37,9 @@ class Pipeline(Generic[Work]):
     """Steps in threads of their own, with room for one piece of work between two of them.
 
     Args:
-        steps: called one after the other with each piece of work, each by its own thread.
+        steps: called one after the other with each piece of work, each by its own threads.
+        lanes: threads of each step, one by default; where there are more, a piece of work may overtake another.
+        initializer: called first in each thread.
         on_done: called by the last thread once all steps are through.
         on_failed: called with a piece of work and the error of a step, after which no further step sees it.
     """
@@ -48,14 +50,18 @@ class Pipeline(Generic[Work]):
         *,
         on_done: Callable[[Work], None],
         on_failed: Callable[[Work, Exception], None],
+        lanes: Sequence[int] | None = None,
+        initializer: Callable[[], None] | None = None,
     ) -> None:
-        self._on_done, self._on_failed = on_done, on_failed
+        self._on_done, self._on_failed, self._initializer = on_done, on_failed, initializer
         self._stopped = threading.Event()
         self._queues: list[Queue[Work | None]] = [Queue(), *(Queue(maxsize=1) for _ in steps[1:])]
-        followers = [*self._queues[1:], None]
+        self._at_work = list(lanes or [1] * len(steps))  # threads of each step that have not ended
+        self._ending = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._run, args=(step, queue, follower), daemon=True)
-            for step, queue, follower in zip(steps, self._queues, followers, strict=True)
+            threading.Thread(target=self._run, args=(step, number), daemon=True)
+            for number, step in enumerate(steps)
+            for _ in range(self._at_work[number])
         ]
         for thread in self._threads:
             thread.start()
@@ -74,9 +80,11 @@ class Pipeline(Generic[Work]):
         """Begin no further step of any work except the last step of what waits for it; does not wait."""
         self._stopped.set()
 
-    def _run(
-        self, step: Callable[[Work], None], queue: "Queue[Work | None]", follower: "Queue[Work | None] | None"
-    ) -> None:
+    def _run(self, step: Callable[[Work], None], number: int) -> None:
+        if self._initializer is not None:
+            self._initializer()
+        queue = self._queues[number]
+        follower = self._queues[number + 1] if number + 1 < len(self._queues) else None
         while (work := queue.get()) is not None:
             if self._stopped.is_set() and follower is not None:
                 continue
@@ -89,5 +97,10 @@ class Pipeline(Generic[Work]):
                 follower.put(work)
             else:
                 self._on_done(work)
-        if follower is not None:
+        with self._ending:
+            self._at_work[number] -= 1
+            last = not self._at_work[number]
+        if not last:
+            queue.put(None)  # for the next thread of this step
+        elif follower is not None:
             follower.put(None)

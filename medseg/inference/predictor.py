@@ -2,6 +2,7 @@
 
 import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ class Predictor:
             limit_gpu_memory(self.tuning.gpu_memory_gb, device)
         self.network = (fold_mean(network, folds) if folds else network).to(device).eval()
         self.runner = Runner(self.network, layout=self.tuning.layout, compile=self.tuning.compile)
+        self._choosing = threading.Lock()  # cases may be answered side by side
         self._batch_size = self.tuning.batch_size
         self._blend_on_cpu = False
         self._strips = 1
@@ -225,8 +227,9 @@ class Predictor:
             logits = self.inferer(image.to(self.device), self.network)
             [(_, whole)] = finite([(slice(0, image.shape[2]), logits)])
             return Answer(self.to_label(whole, grid))
-        if self._batch_size is None:
-            self._batch_size = self._probed_batch_size(self.inferer.window, image)
+        with self._choosing:
+            if self._batch_size is None:
+                self._batch_size = self._probed_batch_size(self.inferer.window, image)
         inferer = self.inferer.changed(batch_size=self._batch_size)
         needed_mb = 0.0
         if isinstance(inferer, SlidingWindow):
@@ -258,11 +261,8 @@ class Predictor:
     def _fold_logits(self, windows: Tensor, *, folds: FoldMean, agreement: Agreement) -> Tensor:
         """Logits of windows, whose folds are compared; those that only time a layout are not."""
         self.runner.settled(windows)
-        folds.agreement = agreement
-        try:
+        with folds.compared(agreement):
             return self.runner(windows)
-        finally:
-            folds.agreement = None
 
     def finish(self, label: Labels, scans: Sequence[Scan]) -> tuple[Labels, tuple[str, ...]]:
         """The label after the clean-up rules, and what they did, such as "tumor: 2 pieces, 0.4 mL removed".
@@ -284,6 +284,10 @@ class Predictor:
             What it is, in a short phrase; None if there is no step left.
         """
         release(self.device)
+        with self._choosing:
+            return self._less_memory()
+
+    def _less_memory(self) -> str | None:
         if self._batch_size is None and isinstance(self.inferer, SlidingWindow | SliceBySlice):
             self._batch_size = self.inferer.window.batch_size
         if self._batch_size is not None and self._batch_size > 1:

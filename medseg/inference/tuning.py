@@ -1,5 +1,6 @@
 """How a network is run on the machine at hand: windows a batch, memory layout, where to blend. Never its precision."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Runner:
         if compile and self.layout is None:
             self.layout = "contiguous"
         self._current: Layout = "contiguous"
+        self._choosing = threading.Lock()  # windows of several cases may arrive at once
 
     def __call__(self, windows: Tensor) -> Tensor:
         """Windows `(N, C, *spatial)` -> the network's logits."""
@@ -68,9 +70,11 @@ class Runner:
 
     def settled(self, windows: Tensor) -> Layout:
         """The layout that windows like these are run in; timed, if it has not been before."""
-        if self.layout is None:
-            self.layout = self._fastest(windows)
-        return self.layout
+        with self._choosing:
+            if self.layout is None:
+                self.layout = self._fastest(windows)
+            self._lay(self.layout, windows.ndim)
+            return self.layout
 
     def _fastest(self, windows: Tensor) -> Layout:
         if windows.ndim not in LAYOUTS:
@@ -106,11 +110,15 @@ class Runner:
     def _run(self, windows: Tensor, layout: Layout) -> Tensor:
         if windows.ndim not in LAYOUTS:
             return self.call(windows)
-        if layout != self._current:
-            wanted = LAYOUTS[windows.ndim] if layout == "channels_last" else torch.contiguous_format
+        self._lay(layout, windows.ndim)
+        return self.call(to_channels_last(windows) if layout == "channels_last" else windows.contiguous())
+
+    def _lay(self, layout: Layout, dimensions: int) -> None:
+        """Lay the network's weights as its windows will be."""
+        if layout != self._current and dimensions in LAYOUTS:
+            wanted = LAYOUTS[dimensions] if layout == "channels_last" else torch.contiguous_format
             self.network.to(memory_format=wanted)  # type: ignore[call-overload]
             self._current = layout
-        return self.call(to_channels_last(windows) if layout == "channels_last" else windows.contiguous())
 
 
 def middle(windows: Tensor) -> Tensor:

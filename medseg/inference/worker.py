@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOSPC
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -63,9 +64,8 @@ class WorkerProcess:
         setup: what the process needs to know.
     """
 
-    at_once = AT_ONCE
-
     def __init__(self, setup: Setup) -> None:
+        self.at_once = AT_ONCE + setup.lanes - 1
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=main, args=(theirs, setup), name="medseg-worker", daemon=True)
@@ -224,8 +224,11 @@ def check_disk(folder: Path, need_mb: float) -> None:
 
 def main(connection: Connection, setup: Setup) -> None:
     """What the process runs: cases in, messages out, until `None` comes or the other end is gone."""
+    from medseg.inference.lanes import lanes
     from medseg.inference.pipeline import MemoryGate, Pipeline
     from medseg.inference.stages import Job
+
+    import torch  # isort: skip  # after `stages`, which makes its import short
 
     if not os.environ.get("MEDSEG_DEBUG"):
         warnings.simplefilter("ignore")  # the report has what matters; a library's words may hold a name
@@ -268,8 +271,18 @@ def main(connection: Connection, setup: Setup) -> None:
         say(_no_model(error))
         return
     gc.freeze()  # modules and the model stay to the end; nothing among them is garbage
-    gate = MemoryGate(MEMORY_SHARE * available_mb())
-    pipeline: Pipeline[Job] = Pipeline([read, network, write], on_done=on_done, on_failed=on_failed)
+    budget_mb = MEMORY_SHARE * available_mb()
+    channels = len(setup.bundle.channels)
+    in_network, network_mb = lanes(stages.predictor, channels=channels, most=setup.lanes, budget_mb=budget_mb)
+    gate = MemoryGate(budget_mb - network_mb)
+    threads = torch.get_num_threads() // in_network
+    pipeline: Pipeline[Job] = Pipeline(
+        [read, network, write],
+        lanes=[1, in_network, 1],
+        initializer=partial(torch.set_num_threads, threads),  # of OpenMP, each thread of Python has a number of its own
+        on_done=on_done,
+        on_failed=on_failed,
+    )
     say(Said("ready", device=stages.device))
     try:
         while (case := connection.recv()) is not None:

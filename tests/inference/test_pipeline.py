@@ -58,6 +58,23 @@ def test_steps_of_neighbors_overlap():
     assert through([first, second, third], [1, 2, 3]) == [(1, None), (2, None), (3, None)]
 
 
+def test_lanes_of_a_step_work_side_by_side_and_all_work_comes_through():
+    meeting, began = threading.Barrier(2, timeout=10), []
+    ended = []
+    pipeline = Pipeline(
+        [lambda work: None, lambda work: meeting.wait(), lambda work: None],
+        lanes=[1, 2, 1],
+        initializer=lambda: began.append(threading.get_ident()),
+        on_done=ended.append,
+        on_failed=lambda work, error: ended.append(error),
+    )
+    for work in range(6):
+        pipeline.put(work)
+    pipeline.finish()
+    assert sorted(ended) == list(range(6))
+    assert len(set(began)) == 4  # once in each thread
+
+
 def test_work_does_not_pile_up_between_steps():
     began = []
     free = threading.Event()

@@ -48,7 +48,7 @@ def masks(folder: Path) -> dict[str, bytes]:
 def test_masks_of_the_process_are_those_made_here(folder):
     outcome, told = run(folder)
     assert [row["status"] for row in outcome.rows] == ["done"] * 4
-    assert [row["case_id"] for row in told] == list("abcd")
+    assert sorted(row["case_id"] for row in told) == list("abcd")  # two at a time: one may overtake the other
     run(folder, "here", isolate=False)
     assert masks(folder / "out") == masks(folder / "here")
     assert len(masks(folder / "out")) == 4
