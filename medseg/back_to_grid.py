@@ -6,13 +6,11 @@ interpolated there; nor does a class that stays below a mean of others at every 
 interpolating every class everywhere.
 """
 
-import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise, product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,18 +19,14 @@ from torch import Tensor
 
 from medseg.data_half import painted_values
 from medseg.errors import ConfigError
-from medseg.nifti_header import header_bytes
-from medseg.preprocessing import Grid
+from medseg.grid import Grid, turned
+from medseg.probability_file import ProbabilityFile
 from medseg.writing import aside
 
 Slabs = Iterable[tuple[slice, Tensor]]  # working voxels along one axis and their logits `(C, *slab)`, in order
 Labels = NDArray[np.uint8]  # uint16 where there are more than 256 values
-Voxel = TypeVar("Voxel", bound=np.generic)
 
 TILE_VOXELS = 64  # of the scan, along each edge: 1 MB of float32 a channel
-PROBABILITY_STEPS = 65535
-PROBABILITIES = "probabilities, temperature "  # begins the header's description, before the number
-MAPPED_BYTES = 2**26  # of a file of probabilities, in memory before it is mapped anew
 MOST_KEPT = 8  # interpolated channels of a tile, 1 MB each
 LONGEST_TILE = 48  # working voxels along an edge; longer ones are rarely of one class
 
@@ -126,8 +120,7 @@ class LabelMaker:
             slabs: of logits on `grid`, in order along `axis` and without gaps; each may be reused after the next.
             grid: where the logits lie, and the scan's own grid.
             axis: working axis the slabs follow each other along.
-            probabilities: a `.nii` file to write, `(X, Y, Z, C)`, in steps of `1 / PROBABILITY_STEPS`; never whole in
-                memory.
+            probabilities: a `.nii` file to write, `(X, Y, Z, C)`; see `ProbabilityFile`.
             watch: is told each tile and its labels, such as a `medseg.confidence.Confidence`.
 
         Returns:
@@ -156,8 +149,8 @@ class LabelMaker:
         channels = len(first.logits)
         voxel_type: Any = np.uint8 if self._highest_value(channels) < 256 else np.uint16
         label: Labels = np.zeros(grid.scan_shape, voxel_type, order="F")
-        turned = seen_along_working_axes(label, grid)
-        stored = None if path is None else _ProbabilityFile(path, channels, grid, self.temperature)
+        seen = turned(label, grid)
+        stored = None if path is None else ProbabilityFile(path, channels, grid, self.temperature)
         if stored is not None and self.values is None:
             stored.fill_outside()
         for tile in chain([first], remaining):
@@ -165,9 +158,9 @@ class LabelMaker:
                 tile = replace(tile, asked={})
             found = winner(tile) if self.values is None else painted(tile, self.values)
             if isinstance(found, Tensor):
-                turned[tile.where] = found.numpy()
+                seen[tile.where] = found.numpy()
             elif found:
-                turned[tile.where] = found
+                seen[tile.where] = found
             if watch is not None:
                 watch(tile, found)
             if stored is not None:
@@ -186,48 +179,6 @@ class LabelMaker:
     def _probabilities(self, tile: Tile) -> NDArray[np.float32]:
         logits = torch.stack([tile.channel(index) for index in range(len(tile.logits))]).div_(self.temperature)
         return (logits.softmax(dim=0) if self.values is None else logits.sigmoid()).numpy()
-
-
-class _ProbabilityFile:
-    """A NIfTI file of zeros `(X, Y, Z, C)` that is filled tile by tile.
-
-    It is mapped anew after some tiles: what has been written then counts no longer as this process's memory.
-    """
-
-    def __init__(self, path: Path, channels: int, grid: Grid, temperature: float) -> None:
-        self.path, self.grid, self.shape = path, grid, (*grid.scan_shape, channels)
-        said = f"{PROBABILITIES}{temperature:g}"
-        header = header_bytes(
-            self.shape, np.dtype(np.uint16), grid.scan_affine, slope=1 / PROBABILITY_STEPS, description=said
-        )
-        self.offset, self.unseen = len(header), 0
-        self.mapped: NDArray[np.uint16] | None = None
-        path.write_bytes(header)
-        os.truncate(path, len(header) + 2 * math.prod(self.shape))
-
-    def write(self, where: tuple[slice, slice, slice], probabilities: NDArray[np.float32]) -> None:
-        """Probabilities `(C, *tile)` at scan voxels, axes in working order."""
-        if self.mapped is None:
-            stored = np.memmap(self.path, "<u2", "r+", self.offset, self.shape, order="F")
-            self.mapped = seen_along_working_axes(stored.transpose(3, 0, 1, 2), self.grid)
-        self.mapped[(slice(None), *where)] = np.rint(probabilities * PROBABILITY_STEPS)
-        self.unseen += probabilities.nbytes
-        if self.unseen > MAPPED_BYTES:
-            self.mapped, self.unseen = None, 0
-
-    def fill_outside(self) -> None:
-        """Background, the first channel, beyond what the grid's box decides about."""
-        sides = zip(self.grid.turned_shape, self.grid.covered, strict=True)
-        for axis, (size, covered) in enumerate(sides):
-            for side in (slice(0, covered.start), slice(covered.stop, size)):
-                if side.stop > side.start:
-                    where = [slice(None)] * 3
-                    where[axis] = side
-                    self._fill(where)
-
-    def _fill(self, where: Sequence[slice]) -> None:
-        stored = np.memmap(self.path, "<u2", "r+", self.offset, self.shape, order="F")
-        seen_along_working_axes(stored[..., 0], self.grid)[tuple(where)] = PROBABILITY_STEPS
 
 
 def logits_to_label(logits: Tensor, grid: Grid) -> Labels:
@@ -278,13 +229,6 @@ def label_maker(activation: str, regions: Mapping[str, Sequence[int]], *, temper
     if activation == "sigmoid":
         return LabelMaker(tuple(painted_values(regions)), temperature)
     raise ConfigError(f"activation: is {activation!r}; give 'softmax' or 'sigmoid'")
-
-
-def seen_along_working_axes(voxels: NDArray[Voxel], grid: Grid) -> NDArray[Voxel]:
-    """The same voxels `(..., X, Y, Z)` with their last three axes in working order and direction; nothing is copied."""
-    leading = voxels.ndim - 3
-    turned = voxels.transpose(*range(leading), *(leading + axis for axis in grid.axes))
-    return turned[(..., *(slice(None, None, -1 if flip else None) for flip in grid.flips))]
 
 
 def winner(tile: Tile) -> Tensor | int:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg.back_to_grid import Labels, Tile, seen_along_working_axes
-from medseg.grid import Grid
+from medseg.back_to_grid import Labels, Tile
+from medseg.grid import Grid, turned
 from medseg.regions import Lesions
 
 LEVELS = 200  # of a probability in a byte: half percents
@@ -88,7 +88,7 @@ class Confidence:
         """
         size = 1 + max(int(each.max(initial=0)) for each in (raw, raw if label is None else label))
         sums, counts = np.zeros((1 + len(self.layers), size, size)), np.zeros((size, size))
-        after = seen_along_working_axes(raw if label is None else label, self.grid)
+        after = turned(raw if label is None else label, self.grid)
         for part, first in self._with_labels(raw):
             inside = first != 0
             pairs = first[inside].astype(np.intp) * size + after[part.where][inside]
@@ -111,14 +111,14 @@ class Confidence:
             region: 0 outside of it; without one 0 where the network saw background.
         """
         found = np.zeros(raw.shape, np.uint8, order="F")
-        turned = seen_along_working_axes(found, self.grid)
+        seen = turned(found, self.grid)
         layer, labels = (0, None) if region is None else (self._layer_of(region), sorted(self.regions[region]))
         for part, first in self._with_labels(raw):
             values = np.zeros(first.shape, np.uint8)
             values[first != 0] = part.values[layer]
             if labels is not None:
                 values[~np.isin(first, labels)] = 0
-            turned[part.where] = values
+            seen[part.where] = values
         return found
 
     def of_lesions(self, raw: Labels, region: str, found: Lesions) -> list[float | None]:
@@ -145,8 +145,8 @@ class Confidence:
         return levels
 
     def _with_labels(self, raw: Labels) -> Iterator[tuple[_Part, Labels]]:
-        turned = seen_along_working_axes(raw, self.grid)
-        return ((part, turned[part.where]) for part in self._parts)
+        seen = turned(raw, self.grid)
+        return ((part, seen[part.where]) for part in self._parts)
 
     def _layer_of(self, region: str) -> int:
         return next((number for number, layer in enumerate(self.layers, start=1) if region in layer), 0)

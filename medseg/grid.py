@@ -7,6 +7,7 @@ keeps its tilt. Its first voxel is the scan's own corner voxel, as in MONAI's `S
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from medseg.geometry import spacing_mm as spacing_of
 from medseg.geometry import world_axes
 from medseg.reading import Unit
+
+Voxel = TypeVar("Voxel", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,11 @@ def kept_box(grid: Grid, box: Sequence[slice], *, what: str) -> Grid:
     )
 
 
-def turned(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:
-    """`(X, Y, Z)` voxels seen in working axis order and direction; nothing is copied."""
-    step = tuple(slice(None, None, -1 if flip else None) for flip in grid.flips)
-    return voxels.transpose(grid.axes)[step]
+def turned(voxels: NDArray[Voxel], grid: Grid) -> NDArray[Voxel]:
+    """`(..., X, Y, Z)` voxels with their last three axes in working order and direction; nothing is copied."""
+    leading = voxels.ndim - 3
+    ordered = voxels.transpose(*range(leading), *(leading + axis for axis in grid.axes))
+    return ordered[(..., *(slice(None, None, -1 if flip else None) for flip in grid.flips))]
 
 
 def to_working_axes(voxels: NDArray[np.generic], grid: Grid) -> NDArray[np.generic]:

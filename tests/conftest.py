@@ -31,7 +31,6 @@ def own_store():
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """Makes a folder a folder of runs, with an empty store: MLflow takes seconds for one, so it is made once."""
-    pytest.importorskip("mlflow")
     from medseg.tracking import check_store
 
     os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -11,9 +11,9 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from medseg.back_to_grid import PROBABILITIES
 from medseg.errors import DataError
 from medseg.evaluation.judgment import Judgment
+from medseg.probability_file import PROBABILITIES
 
 SUFFIXES = (".npz", ".npy")
 NIFTI_ENDINGS = ("_probabilities.nii.gz", "_probabilities.nii")

@@ -17,8 +17,6 @@ from medseg.cli import app
 from medseg.errors import ConfigError
 from medseg.evaluation.recording import check_model, figures, record, write_eval_metrics
 
-pytest.importorskip("mlflow")
-
 
 @pytest.fixture
 def trained(tmp_path: Path, new_store: Callable[[Path], Path]) -> Path:

@@ -156,7 +156,8 @@ def test_inflated_weights_give_the_answer_of_every_slice(name, axis):
 @both_dimensions
 @every_network
 def test_an_exported_network_and_its_onnx_give_equal_logits(name, spatial_dims, tmp_path, random_statistics):
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     network = random_statistics(narrow(name, spatial_dims)).eval()
     image = torch.randn(2, 1, *SIZE[:spatial_dims])
     with torch.inference_mode():

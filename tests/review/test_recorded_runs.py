@@ -13,8 +13,6 @@ from medseg.review import compare, list_rows, read_entries
 from medseg.review.listing import Condition, figures_of, sorted_rows
 from medseg.tracking import life, start_run
 
-pytest.importorskip("mlflow")
-
 CASES = [f"phantom_{number:03}" for number in range(12)]
 
 

@@ -12,7 +12,6 @@ from medseg.bundle import open_bundle, write_bundle
 from medseg.errors import ConfigError
 from medseg.tracking import import_runs, start_run
 
-mlflow = pytest.importorskip("mlflow")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns of its own type hints
     import mlflow.pyfunc

@@ -11,8 +11,6 @@ import pytest
 from medseg.errors import ConfigError
 from medseg.tracking import serve_ui, start_run
 
-pytest.importorskip("mlflow")
-
 
 def test_folder_without_runs_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"mlflow.db is missing.* train first, or give --runs"):

@@ -16,8 +16,6 @@ import pytest
 from medseg.errors import ConfigError
 from medseg.tracking import mark_dead_runs, resume_run, start_run
 
-pytest.importorskip("mlflow")
-
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory, new_store):

@@ -12,8 +12,6 @@ from medseg.tracking import import_runs, start_run
 from medseg.tracking.journal import Journal
 from medseg.tracking.store import ENVIRONMENT
 
-pytest.importorskip("mlflow")
-
 
 class Server(http.server.ThreadingHTTPServer):
     """As much of a tracking server as starting a run takes; then it can fall silent."""

@@ -9,8 +9,6 @@ import torch
 from medseg.tracking import start_run, system
 from medseg.tracking.system import Watch, system_load
 
-pytest.importorskip("mlflow")
-
 
 def test_load_has_mlflows_names_and_true_sizes():
     psutil.cpu_percent()

@@ -18,9 +18,6 @@ from medseg.errors import ConfigError
 from medseg.tracking import import_runs, life, mark_dead_runs, resume_run, start_run
 from medseg.tracking.journal import Journal
 
-pytest.importorskip("mlflow")
-from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
-
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory, new_store):
@@ -284,6 +281,8 @@ def test_store_moved_with_its_runs_keeps_artifacts_with_it(tmp_path, new_store):
     run.log_table([{"a": 1}], "cases")
     run.finish("KILLED")
     (tmp_path / "before").rename(tmp_path / "after")
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
     _artifact_repos_cache.clear()  # MLflow's, of this process; a resume is another
     again = resume_run(tmp_path / "after" / run.folder.name)
     again.log_table([{"a": 2}], "more")

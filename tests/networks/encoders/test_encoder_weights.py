@@ -102,7 +102,8 @@ def test_medicalnet_s_files_with_shortcut_a_lack_the_shortcuts_and_it_is_said(tm
 
 
 def test_safetensors_load_the_same(tmp_path):
-    save_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file
+    from safetensors.torch import save_file
+
     theirs = narrow_resnet(2)
     save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
     ours = narrow_resnet(2, weights=tmp_path / "weights.safetensors")
@@ -241,7 +242,6 @@ def test_a_text_in_place_of_weights_is_refused_in_one_line(content, tmp_path):
 
 
 def test_damaged_safetensors_are_refused(tmp_path):
-    pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"damaged.safetensors: no file of weights, damaged, or more than weights"):
         load_weights(narrow_resnet(2), tmp_path / "damaged.safetensors")

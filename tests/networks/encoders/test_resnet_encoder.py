@@ -89,7 +89,8 @@ def test_dilating_every_block_equals_smp(name, output_stride, smp, same_weights,
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_levels_in_3d_equal_monai(depth, same_weights, random_statistics):
-    nets = pytest.importorskip("monai.networks.nets", reason="MONAI is not installed")
+    from monai.networks import nets
+
     theirs = getattr(nets, f"resnet{depth}")(
         spatial_dims=3, n_input_channels=1, conv1_t_stride=2, shortcut_type="B", bias_downsample=False, num_classes=2
     )
