@@ -299,6 +299,11 @@ def resize(features: Tensor, size: Sequence[int], interpolation: InterpolationNa
         return features
     if interpolation == "nearest":
         return F.interpolate(features, size, mode="nearest")
+    if channels_last.doubles(features, size):
+        layout = channels_last.LAYOUTS[features.ndim]
+        return channels_last.double(
+            features, torch.empty((*features.shape[:2], *size), dtype=features.dtype, memory_format=layout)
+        )
     resized = F.interpolate(features, size, mode=LINEAR_MODE[len(size)], align_corners=False)
     if resized.requires_grad and channels_last.is_taken(features):
         # joined with a skip, its gradient is a part of theirs, which torch takes by its kernel for the other layout

@@ -1,4 +1,4 @@
-"""Instance norm of maps whose channels lie side by side in memory (channels-last), on a CPU, without turning them back.
+"""Maps whose channels lie side by side in memory (channels-last), on a CPU: instance norm and doubling of the grid.
 
 Convolutions on a CPU are 1.5 times as fast in this layout, but torch's own instance norm copies such maps to the
 contiguous one. In this layout a sample is a matrix, one row a voxel and one column a channel, that torch's batch-norm
@@ -6,7 +6,7 @@ kernels take a piece at a time: small enough for the processor's cache, and shor
 kernel alone is off by 1e-3 on 96^3 voxels).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -85,11 +85,50 @@ def _normalized(
     out = torch.empty_like(features) if out is None else out
     weight, bias = weight.float(), bias.float()
     for sample, written, its_mean, its_variance in zip(features, out, mean, variance, strict=True):
-        for piece, target in zip(_pieces(_rows(sample)), _pieces(_rows(written)), strict=True):
-            unused = mean.new_empty(0), mean.new_empty(0)
-            torch.native_batch_norm(
-                piece, weight, bias, its_mean, its_variance, False, 0.0, EPSILON, out=(target, *unused)
-            )
+        target, unused = _rows(written), (mean.new_empty(0), mean.new_empty(0))
+        torch.native_batch_norm(
+            _rows(sample), weight, bias, its_mean, its_variance, False, 0.0, EPSILON, out=(target, *unused)
+        )
+    return out
+
+
+def doubles(features: Tensor, size: Sequence[int]) -> bool:
+    """Whether `double` takes `features` to the grid `size`: twice as fine, on a CPU, and no gradient asked for."""
+    twice = tuple(2 * voxels for voxels in features.shape[2:]) == tuple(size)
+    return twice and not (torch.is_grad_enabled() and features.requires_grad) and is_taken(features)
+
+
+def double(features: Tensor, out: Tensor) -> Tensor:
+    """Interpolate linearly to a grid twice as fine, axis by axis; `F.interpolate` with `align_corners=False`.
+
+    In place of eight neighbors a voxel each new value is made of two along each axis, which takes half of the time in
+    float32 and a quarter in bfloat16, where each axis rounds once.
+
+    Args:
+        features: `(B, channels, *spatial)`, channels-last.
+        out: `(B, channels, *2 * spatial)` of the same dtype, to write to; channels-last, or a part of its channels.
+    """
+    *others, first = reversed(range(2, features.ndim))  # the axis that costs most comes last, into `out`
+    for axis in others:
+        sizes = list(features.shape)
+        sizes[axis] *= 2
+        finer = torch.empty(sizes, dtype=features.dtype, memory_format=LAYOUTS[features.ndim])
+        features = _doubled(features, axis, finer)
+    return _doubled(features, first, out)
+
+
+def _every_other(features: Tensor, axis: int, first: int) -> Tensor:
+    return features[(slice(None),) * axis + (slice(first, None, 2),)]
+
+
+def _doubled(features: Tensor, axis: int, out: Tensor) -> Tensor:
+    size = features.shape[axis]
+    even, odd = (_every_other(out, axis, first) for first in (0, 1))
+    before, after = features.narrow(axis, 0, size - 1), features.narrow(axis, 1, size - 1)
+    torch.lerp(before, after, 0.75, out=even.narrow(axis, 1, size - 1))
+    torch.lerp(before, after, 0.25, out=odd.narrow(axis, 0, size - 1))
+    even.select(axis, 0).copy_(features.select(axis, 0))
+    odd.select(axis, size - 1).copy_(features.select(axis, size - 1))
     return out
 
 

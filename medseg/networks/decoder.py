@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
+from medseg.networks import channels_last
 from medseg.networks.blocks import CONV, TRANSPOSED_CONV, InterpolationName, check_counts, fit_like, resize_like
 from medseg.networks.channels_last import LAYOUTS, is_taken
 from medseg.networks.encoders import Encoder
@@ -94,17 +95,14 @@ class UNetDecoder(nn.Module):
             reversed(self.climbs), reversed(self.stages), reversed(self.climbed), reversed(self.skips), strict=True
         ):
             skip = remaining.pop() if channels else image
-            joined: Tensor | None = None
             if channels and not self.crops_skips and not torch.is_grad_enabled() and is_taken(skip):
-                joined = _room_beside(skip, width)
-                skip = joined.narrow(1, 0, channels)
-            features = climb(features, skip)
-            if joined is not None and joined.dtype == features.dtype:
-                joined.narrow(1, channels, width).copy_(features)
-                features = joined
-            elif channels:
-                features = torch.cat([crop_center(skip, features) if self.crops_skips else skip, features], dim=1)
-            del joined, skip
+                skip = _room_beside(skip, width)
+                features = _filled(skip, channels, climb, features)
+            else:
+                features = climb(features, skip)
+                if channels:
+                    features = torch.cat([crop_center(skip, features) if self.crops_skips else skip, features], dim=1)
+            del skip
             features = stage(features)
             levels.insert(0, features)
         return levels
@@ -115,6 +113,18 @@ def _room_beside(skip: Tensor, channels: int) -> Tensor:
     sizes = (skip.shape[0], skip.shape[1] + channels, *skip.shape[2:])
     room = torch.empty(sizes, dtype=skip.dtype, device=skip.device, memory_format=LAYOUTS[skip.ndim])
     room.narrow(1, 0, skip.shape[1]).copy_(skip)
+    return room
+
+
+def _filled(room: Tensor, channels: int, climb: nn.Module, features: Tensor) -> Tensor:
+    """A skip of `channels`, and beside it the features that have climbed to its grid, without a copy where possible."""
+    skip, place = room.narrow(1, 0, channels), room.narrow(1, channels, room.shape[1] - channels)
+    climbed = climb(features, skip, out=place) if isinstance(climb, Interpolation) else climb(features, skip)
+    if climbed is place:
+        return room
+    if climbed.dtype != room.dtype:
+        return torch.cat([skip, climbed], dim=1)
+    place.copy_(climbed)
     return room
 
 
@@ -135,9 +145,16 @@ class Interpolation(nn.Module):
         self.conv = CONV[spatial_dims](in_channels, out_channels, kernel_size=1) if projects else nn.Identity()
         self.interpolation: InterpolationName = interpolation
 
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """`(B, in_channels, *coarse)` -> `(B, out_channels, *skip's grid)`."""
-        return resize_like(self.conv(features), skip, self.interpolation)
+    def forward(self, features: Tensor, skip: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """`(B, in_channels, *coarse)` -> `(B, out_channels, *skip's grid)`.
+
+        What is given as `out` is written to, and returned, where that spares time; else it stays as it is.
+        """
+        coarse = self.conv(features)
+        fits = out is not None and out.dtype == coarse.dtype and self.interpolation == "linear"
+        if out is not None and fits and channels_last.doubles(coarse, out.shape[2:]):
+            return channels_last.double(coarse, out)
+        return resize_like(coarse, skip, self.interpolation)
 
 
 class TransposedConv(nn.Module):

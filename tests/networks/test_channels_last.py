@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from medseg.networks import UNet
+from medseg.networks import UNet, channels_last
 from medseg.networks.blocks import Conv3d, InstanceNorm, conv_norm_act, resize
 from medseg.networks.channels_last import LAYOUTS, instance_norm, is_channels_last, is_taken, to_channels_last
 
@@ -207,3 +208,44 @@ def test_a_decoder_joins_its_skips_the_same_with_and_without_gradients():
     assert pyramid == []  # each skip was freed once it was joined
     assert len(kept) == 3
     torch.testing.assert_close(logits, network(image).detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 16, 1, 6), (2, 3, 4, 5, 3), (1, 4, 1, 2, 1), (1, 1, 3, 3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_doubled_grid_is_that_of_torchs_interpolation(shape, dtype):
+    features = channels_last.to_channels_last(torch.randn(shape).to(dtype))
+    size = [2 * voxels for voxels in shape[2:]]
+    assert channels_last.doubles(features, size)
+    mode = "bilinear" if len(shape) == 4 else "trilinear"
+    expected = F.interpolate(features.double(), size, mode=mode, align_corners=False)
+    room = torch.full((shape[0], shape[1] + 3, *size), 7.0, dtype=dtype)
+    room = room.contiguous(memory_format=channels_last.LAYOUTS[len(shape)])
+    place = room.narrow(1, 3, shape[1])
+    assert channels_last.double(features, place) is place
+    steps = 3 * torch.finfo(dtype).eps * features.abs().max().item()  # a rounding an axis
+    torch.testing.assert_close(place.double(), expected, rtol=0, atol=steps)
+    assert (room[:, :3] == 7).all()  # its neighbors are left alone
+
+
+def test_only_exact_doubling_without_a_gradient_is_taken():
+    features = channels_last.to_channels_last(torch.randn(1, 2, 4, 4, 4))
+    assert channels_last.doubles(features, (8, 8, 8))
+    assert not channels_last.doubles(features, (8, 8, 7))
+    assert not channels_last.doubles(features.contiguous(), (8, 8, 8))
+    assert not channels_last.doubles(features.double(), (8, 8, 8))
+    asked = features.requires_grad_()
+    assert not channels_last.doubles(asked, (8, 8, 8))
+    with torch.no_grad():
+        assert channels_last.doubles(asked, (8, 8, 8))
+
+
+@pytest.mark.parametrize("upsampling", ["interpolate", "transposed"])
+@pytest.mark.parametrize("size", [(16, 24, 32), (17, 24, 30)])
+def test_a_unet_answers_alike_in_both_layouts(upsampling, size):
+    torch.manual_seed(0)
+    network = UNet(3, 1, 2, widths=(4, 8, 16), upsampling=upsampling).eval()
+    image = torch.randn(2, 1, *size)
+    with torch.inference_mode():
+        expected = network(image)
+        network.to(memory_format=torch.channels_last_3d)
+        torch.testing.assert_close(network(channels_last.to_channels_last(image)), expected, rtol=1e-4, atol=1e-5)
