@@ -2,21 +2,21 @@
 
 import os
 
-SPIN_COUNT = "10000"  # about 0.1 ms; libgomp's own default is a hundred times that where threads do not exceed cores
+SPIN_COUNT = "10000"  # about 0.1 ms; libgomp's own default is 300 000, and 100 once threads exceed cores
 
 
 def wait_briefly() -> None:
-    """Let OpenMP threads that wait for others give up their core soon, in this process and those that it starts.
+    """Let OpenMP threads that wait for others spin for a moment, in this process and those that it starts.
 
-    GNU's OpenMP, which torch uses on Linux, lets them spin. Where another program holds a core, every convolution
-    then spins until the system takes that program off: with one core of two held by a training, one case took 60 s
-    by default and 9 s with threads that sleep; on free cores this number costs nothing, sleeping at once does. What
-    the user has set (`GOMP_SPINCOUNT`, `OMP_WAIT_POLICY`) stays; other systems' OpenMP does not read it.
+    By default GNU's OpenMP, which torch uses on Linux, lets them spin for long, but hardly at all once threads exceed
+    cores, as where steps of neighboring cases overlap: threads then fall asleep after every layer, and the network
+    takes twice the time. This number holds in both cases, long enough to meet the other threads and short enough to
+    leave the core to another program. What the user has set (`GOMP_SPINCOUNT`, `OMP_WAIT_POLICY`) stays; other
+    systems' OpenMP does not read it.
 
     Reference:
         GNU libgomp manual, "GOMP_SPINCOUNT".
     """
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
-        # where stages overlap threads exceed cores, and libgomp hardly spins else: the network took twice as long
-        os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
+        os.environ["OMP_WAIT_POLICY"] = "ACTIVE"  # else the number counts no longer once threads exceed cores
