@@ -33,7 +33,7 @@ BYTES_A_VOXEL = {OWN: 2, OWN_SURE: 3, "interpolate + argmax": 5, "MONAI": 20, "n
 def main() -> None:
     """Print the figures as a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the issue's size")
+    parser.add_argument("--full", action="store_true", help="the size of a clinical CT")
     parser.add_argument("--classes", type=int, nargs="+", default=[3, 14, 105])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nnunet", help="a Python that has nnunetv2")

@@ -26,8 +26,8 @@ from medseg.writing import aside
 Slabs = Iterable[tuple[slice, Tensor]]  # working voxels along one axis and their logits `(C, *slab)`, in order
 Labels = NDArray[np.uint8]  # uint16 where there are more than 256 values
 
-TILE_VOXELS = 64  # of the scan, along each edge: 1 MB of float32 a channel
-MOST_KEPT = 8  # interpolated channels of a tile, 1 MB each
+TILE_VOXELS = 40  # of the scan, along each edge: 256 KB of float32 a channel; 32 to 48 take nearly the same time
+MOST_KEPT = 32  # interpolated channels of a tile
 LONGEST_TILE = 48  # working voxels along an edge; longer ones are rarely of one class
 
 
