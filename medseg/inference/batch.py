@@ -30,7 +30,7 @@ __all__ = ["MASK_ENDING", "FolderRun", "Options", "Outcome", "predict_folder", "
 STATUSES = {"done": "done", "edited": "edited", "failed": "failed", "busy": "pending"}  # of a decision, in the report
 BUSY = "another process is at it"
 WAIT_FOR_IT = "see how far it is (medseg status OUT), and run the same command once it has ended"
-LANES = 2  # cases in a CPU's network at a time, where memory suffices: twice the memory for each further one
+LANES = 2  # cases in a CPU's network at a time, where memory suffices; each takes a forward pass's memory of its own
 TAKE_OVERS = 3  # looks, once all else is done, for cases that another process has left undone
 
 

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from medseg.inference.agreement import Agreement
@@ -80,7 +81,8 @@ class FoldMean(nn.Module):
         total = first(windows, *args, **kwargs)
         if not isinstance(total, Tensor):
             return total  # of a network in training; the sliding window says so
-        total, agreement = total.float(), _compares.get()
+        total = total.float()
+        agreement = None if torch.compiler.is_compiling() else _compares.get()  # it cannot be traced
         if agreement is not None:
             agreement.answer(total)
         for network in others:

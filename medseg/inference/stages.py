@@ -186,7 +186,7 @@ class Stages:
         """Estimated memory of a case, 0 where a header cannot be read: its reading will say why."""
         try:
             return needs_of_scans([read_header(source) for source in case.sources], self.bundle).memory_mb
-        except (ValueError, OSError):
+        except Exception:  # an error here would cost the thread that reads
             return 0.0
 
     def failure(self, job: Job, error: Exception) -> Failure:

@@ -141,7 +141,7 @@ def probed_batch_size(forward: Callable[[Tensor], object], window: Tensor, *, st
         window: one, `(1, C, *spatial)`, on the network's device.
         start: the smallest batch to consider.
     """
-    if window.device.type == "cpu" and window[0, 0].numel() > SMALL_WINDOW:
+    if window.device.type == "cpu" and most_windows(window[0, 0].numel(), start=start) == start:
         return start
     best, seconds = start, _seconds_a_window(forward, window, start)
     for batch in (2**power for power in range(1, LARGEST_BATCH.bit_length())):
@@ -156,6 +156,11 @@ def probed_batch_size(forward: Callable[[Tensor], object], window: Tensor, *, st
             break
         best, seconds = batch, found
     return best
+
+
+def most_windows(voxels: int, *, start: int = 1) -> int:
+    """Windows of so many voxels a forward pass that `probed_batch_size` takes at most on a CPU."""
+    return start if voxels > SMALL_WINDOW else max(start, LARGEST_BATCH)
 
 
 def _seconds_a_window(forward: Callable[[Tensor], object], window: Tensor, batch: int) -> float:

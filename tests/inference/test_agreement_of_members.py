@@ -171,3 +171,11 @@ def test_answers_are_the_same_with_and_without_being_compared(tmp_path: Path) ->
     means = answer.confidence.means(answer.label)
     assert all(1 / 3 < mean <= 1 for mean in means.values())
     assert means
+
+
+def test_folds_are_compiled_in_one_piece() -> None:
+    folds = FoldMean([nn.Conv3d(1, 2, 1), nn.Conv3d(1, 2, 1)]).eval()
+    windows = torch.randn(1, 1, 4, 4, 4)
+    with torch.inference_mode():
+        compiled = torch.compile(folds, dynamic=False, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(windows), folds(windows))

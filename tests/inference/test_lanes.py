@@ -1,6 +1,8 @@
 """Cases side by side in the network: how many, what they take, and that none meets another."""
 
 import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,8 +40,8 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-class Doubling(nn.Module):
-    """Holds its input's double while it makes the next one."""
+class Chain(nn.Module):
+    """Holds a map and makes the next one of it, beside the window that it was given."""
 
     def __init__(self):
         super().__init__()
@@ -53,32 +55,40 @@ class Doubling(nn.Module):
 
 def test_memory_of_a_forward_pass_counts_what_lives_at_a_time():
     one_map = 16**3 * 4 / MB
-    assert forward_mb(Doubling().eval(), (1, 1, 16, 16, 16)) == pytest.approx(2 * one_map)  # a part's answer and input
-    assert forward_mb(Doubling().eval(), (3, 1, 16, 16, 16)) == pytest.approx(6 * one_map)
+    assert forward_mb(Chain().eval(), (1, 1, 16, 16, 16)) == pytest.approx(3 * one_map)  # the window, a map, the next
+    assert forward_mb(Chain().eval(), (3, 1, 16, 16, 16)) == pytest.approx(9 * one_map)
+
+
+def test_logits_of_mirrored_windows_and_folds_are_counted():
+    network = nn.Conv3d(1, 8, 1)
+    window, shape, one_map = SlidingWindow((16, 16, 16), mirror_axes=(0,)), (1, 1, 16, 16, 16), 16**3 * 4 / MB
+    # the window, and 8 channels each of the sum, of a mirrored window's logits, and of these mirrored back
+    assert forward_mb(partial(window.window_logits, network=network), shape) == pytest.approx(25 * one_map)
+    # the sum, a fold's logits, and the sum with these
+    assert forward_mb(FoldMean([network] * 3), shape) == pytest.approx(25 * one_map)
+
+
+def test_functions_count_as_modules_do():
+    one_map = 16**3 * 4 / MB
+    assert forward_mb(lambda windows: torch.cat([windows, windows]).unbind(), (1, 1, 16, 16, 16)) == 3 * one_map
 
 
 def test_a_network_of_one_size_is_run_whole_and_one_that_fails_is_unknown():
-    class Picky(Doubling):
+    class Picky(Chain):
         def forward(self, windows):
             if windows.shape[-1] != 16:
                 raise RuntimeError("16 voxels or nothing")
             return super().forward(windows)
 
-    assert forward_mb(Picky().eval(), (1, 1, 16, 16, 16)) == pytest.approx(2 * 16**3 * 4 / MB)
+    assert forward_mb(Picky().eval(), (1, 1, 16, 16, 16)) == pytest.approx(3 * 16**3 * 4 / MB)
     assert forward_mb(Picky().eval(), (1, 1, 8, 8, 8)) is None
 
 
-def test_no_hook_stays():
-    network = Doubling().eval()
-    forward_mb(network, (1, 1, 16, 16, 16))
-    assert not any(module._forward_hooks for module in network.modules())
-
-
 def test_two_lanes_where_memory_suffices_and_one_elsewhere(two_threads):
-    found = predictor()
+    found = predictor(inferer=SlidingWindow((48, 48, 48)))
     count, taken = lanes(found, channels=1, most=2, budget_mb=1000)
     assert count == 2
-    assert taken == pytest.approx(2 * 2.5 * 2 * 32**3 * 4 / MB)  # two channels of logits
+    assert taken == pytest.approx(2 * 1.6 * 3 * 48**3 * 4 / MB)  # a window and two channels of logits
     assert lanes(found, channels=1, most=2, budget_mb=2 * taken) == (2, taken)
     assert lanes(found, channels=1, most=2, budget_mb=1.9 * taken) == (1, 0.0)
     assert lanes(found, channels=1, most=1, budget_mb=1000) == (1, 0.0)
@@ -87,8 +97,16 @@ def test_two_lanes_where_memory_suffices_and_one_elsewhere(two_threads):
     slices = predictor(nn.Conv2d(1, 2, 3), inferer=SliceBySlice(SlidingWindow((32, 32))))
     assert lanes(slices, channels=1, most=2, budget_mb=1000) == (1, 0.0)
     assert lanes(object(), channels=1, most=2, budget_mb=1000) == (1, 0.0)
-    torch.set_num_threads(1)
-    assert lanes(found, channels=1, most=2, budget_mb=1000) == (1, 0.0)
+    for odd in (1, 3):  # of three a third would be idle
+        torch.set_num_threads(odd)
+        assert lanes(found, channels=1, most=2, budget_mb=1000) == (1, 0.0)
+
+
+def test_small_windows_are_counted_in_the_largest_batch_that_may_be_chosen(two_threads):
+    one = 2 * 1.6 * 3 * 32**3 * 4 / MB
+    assert lanes(predictor(), channels=1, most=2, budget_mb=1000) == (2, pytest.approx(16 * one))
+    assert lanes(predictor(batch_size=3), channels=1, most=2, budget_mb=1000) == (2, pytest.approx(3 * one))
+    assert lanes(predictor(), channels=1, most=2, budget_mb=20 * one) == (1, 0.0)
 
 
 def test_cases_answered_side_by_side_are_those_answered_alone():
@@ -152,6 +170,7 @@ def test_a_layout_is_timed_once_however_many_ask():
     class Counted(Runner):
         def _fastest(self, windows):
             timed.append(windows.shape)
+            time.sleep(0.1)  # the others are there by now
             return "channels_last"
 
     runner = Counted(nn.Conv3d(1, 2, 3).eval())
@@ -163,3 +182,27 @@ def test_a_layout_is_timed_once_however_many_ask():
         thread.join()
     assert len(timed) == 1
     assert runner.network.weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_a_batch_size_is_probed_once_however_many_cases_arrive():
+    probed = []
+
+    class Counted(Predictor):
+        def _probed_batch_size(self, window, image):
+            probed.append(image.shape)
+            time.sleep(0.1)
+            return 2
+
+    found = Counted(
+        nn.Conv3d(1, 2, 3, padding=1),
+        scan_to_grid=ScanToGrid(spacing_mm=(4, 4, 4), intensity=Window(-150, 250)),
+        inferer=SlidingWindow((8, 8, 8)),
+        tuning=Tuning(layout="contiguous"),
+    )
+    prepared = found.prepare([Scan(np.zeros((16, 16, 16), np.int16), np.diag([4.0, 4.0, 4.0, 1.0]))])
+    threads = [threading.Thread(target=found.answer, args=(prepared,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(probed) == 1

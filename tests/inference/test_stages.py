@@ -99,6 +99,15 @@ def test_a_case_with_a_pseudonym_is_not_named_by_its_messages(setup):
     assert message.startswith("a: ")  # the case id
 
 
+def test_a_header_that_cannot_be_read_for_any_reason_has_no_estimate(setup, monkeypatch):
+    def cut_short(source):
+        raise EOFError("ended before the end-of-stream marker was reached")
+
+    monkeypatch.setattr("medseg.inference.stages.read_header", cut_short)
+    stages = Stages(Actor(), setup, check_disk=lambda folder, need_mb: None)
+    assert stages.need_mb(Case("a", (ScanSource(setup.root / "a.nii.gz"),))) == 0.0
+
+
 def test_folders_are_taken_out_of_messages(tmp_path):
     case = Case("case-1", (ScanSource(tmp_path / "Doe^John" / "x.nii"),), keyed=True)
     text = f"cannot open {tmp_path}/Doe^John/x.nii now"

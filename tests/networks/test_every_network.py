@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from medseg import networks
@@ -65,6 +66,22 @@ def narrow(name, spatial_dims, in_channels=1, out_channels=3):
 def test_no_network_is_left_out():
     classes = {name for name in networks.__all__ if inspect.isclass(getattr(networks, name))}
     assert {class_name for class_name, _ in NARROW.values()} == classes - {"PadToMultiple"}
+
+
+@both_dimensions
+@every_network
+def test_a_forward_pass_leaves_nothing_in_the_network(name, spatial_dims, monkeypatch):
+    """Two patients' windows may be in one network at the same time."""
+    network = narrow(name, spatial_dims).eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+
+    def refuse(module, key, value):
+        raise AssertionError(f"{type(module).__name__}.{key} is set in a forward pass")
+
+    monkeypatch.setattr(nn.Module, "__setattr__", refuse)
+    with torch.inference_mode():
+        network(torch.randn(1, 1, *(16, 32, 16)[:spatial_dims]))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("size", [SIZE, (7, 5, 3), (16, 32, 16)])
