@@ -31,6 +31,7 @@ STATUSES = {"done": "done", "edited": "edited", "failed": "failed", "busy": "pen
 BUSY = "another process is at it"
 WAIT_FOR_IT = "see how far it is (medseg status OUT), and run the same command once it has ended"
 LANES = 2  # cases in a CPU's network at a time, where memory suffices; each takes a forward pass's memory of its own
+LEAST_CASES = 4  # for that: of three the last would be alone, with half of the threads
 TAKE_OVERS = 3  # looks, once all else is done, for cases that another process has left undone
 
 
@@ -349,7 +350,7 @@ class FolderRun:
             extras=self.options.extras,
             model=self.told["model"],
             gpu_memory_gb=self.options.gpu_memory_gb,
-            lanes=LANES if len(self.todo) > 1 and not self._workers else 1,
+            lanes=LANES if len(self.todo) >= LEAST_CASES and not self._workers else 1,
             hook=self.options.hook,
         )
         self._workers += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from medseg.inference.predictor import Predictor
 from medseg.inference.sliding_window import SlidingWindow
@@ -69,15 +69,15 @@ def forward_mb(forward: Callable[[Tensor], object], shape: tuple[int, ...]) -> f
     return None
 
 
-class _Living(TorchDispatchMode):
+class _Living(TorchFunctionMode):
     """Follows the bytes of what torch's functions answer, as long as anything refers to it; of this thread alone."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.now = self.peak = 0
         self._references: Counter[int] = Counter()
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run `func`; called by torch."""

@@ -7,10 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from small_bundle import make_bundle, write_scan
 from torch import nn
 
 from medseg.data.phantom import phantom_case
+from medseg.inference import batch
 from medseg.inference.agreement import Agreement
+from medseg.inference.cases import cases_in
 from medseg.inference.lanes import forward_mb, lanes
 from medseg.inference.mirroring import FoldMean
 from medseg.inference.predictor import Predictor
@@ -206,3 +209,18 @@ def test_a_batch_size_is_probed_once_however_many_cases_arrive():
     for thread in threads:
         thread.join()
     assert len(probed) == 1
+
+
+def test_a_folder_asks_for_two_lanes_until_a_worker_has_died(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "WorkerProcess", lambda setup: setup.lanes)
+    bundle = make_bundle(tmp_path / "bundle")
+
+    def asked(count):
+        for number in range(count):
+            write_scan(tmp_path / f"scans{count}" / f"{number}.nii.gz", seed=number)
+        cases = cases_in(tmp_path / f"scans{count}", channels=["ct"])
+        run = batch.FolderRun(cases, tmp_path / f"out{count}", bundle, options=batch.Options(isolate=True))
+        return [run._make_worker(), run._make_worker()]
+
+    assert asked(4) == [2, 1]
+    assert asked(3) == [1, 1]
