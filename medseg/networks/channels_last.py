@@ -2,8 +2,9 @@
 
 Convolutions on a CPU are 1.5 times as fast in this layout, but torch's own instance norm copies such maps to the
 contiguous one. In this layout a sample is a matrix, one row a voxel and one column a channel, that torch's batch-norm
-kernels take a piece at a time: small enough for the processor's cache, and short enough for sums in float32 (torch's
-kernel alone is off by 1e-3 on 96^3 voxels).
+kernels take a piece at a time on the way forward: small enough for the processor's cache, and short enough for sums in
+float32 (torch's kernel alone is off by 1e-3 on 96^3 voxels). On the way back they take a whole sample: gradients of
+96^3 voxels are off by 1e-5 of the largest, and by less for the features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -133,7 +134,7 @@ def _doubled(features: Tensor, axis: int, out: Tensor) -> Tensor:
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """The norm with its gradient, which torch's batch norm gives sample by sample."""
+    """The norm with its gradient, which torch's batch norm gives sample by sample, sums over all voxels in float32."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def test_sums_over_many_voxels_stay_exact(mean):
     assert ours < theirs / 10  # torch's kernel for this layout
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 4, 80, 80, 80)])
 @pytest.mark.parametrize("arrives_contiguous", [True, False])
 def test_the_gradient_is_that_of_the_formula(shape, arrives_contiguous):
     gradient = laid(shape, mean=0.3, seed=2)
