@@ -116,15 +116,17 @@ class SeededSamples(Dataset[Any]):
 class SeedEpochs:
     """Handler of the trainer: begins each epoch with the random states of (seed, epoch).
 
-    Covers Python, NumPy and torch on every device; the samples' own seeds come through `sampler`.
+    Covers Python, NumPy and torch on every device; the samples' own seeds come through `sampler`. Torch begins once
+    more at the first step: a loader may have drawn a seed for its processes by then, or not.
     """
 
     def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
+        self.sampler, self.state_seed = sampler, 0
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._seed_first_step)
 
     def _seed(self, engine: Engine) -> None:
         self.sampler.epoch = engine.state.epoch  # before the loader asks for it
@@ -132,6 +134,11 @@ class SeedEpochs:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+        self.state_seed = seed
+
+    def _seed_first_step(self, engine: Engine) -> None:
+        if (engine.state.iteration - 1) % engine.state.epoch_length == 0:
+            torch.manual_seed(self.state_seed)
 
 
 def _stream(seed: int, epoch: int, purpose: int) -> np.random.RandomState:

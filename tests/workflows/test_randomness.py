@@ -133,3 +133,26 @@ def test_each_epoch_begins_with_states_of_its_own():
     assert [(epoch, dealt) for epoch, dealt, *_ in whole] == [(1, 1), (1, 1), (2, 2), (2, 2), (3, 3), (3, 3)]
     assert len({draw for _, _, *draws in whole for draw in draws}) == 18
     assert draws_of_epochs(first=1, last=3, seed=1) != whole
+
+
+def masks_of_dropout(first, last, *, num_workers):
+    """What dropout leaves of ones in each step of the last epoch."""
+    dataset = [torch.ones(8)] * 4
+    sampler, dropout, found = EpochSampler(dataset, seed=5), torch.nn.Dropout(), {}
+    samples = DataLoader(dataset, batch_size=2, num_workers=num_workers, persistent_workers=num_workers > 0)
+
+    def step(engine, batch):
+        found.setdefault(engine.state.epoch, []).append(dropout(batch))
+
+    trainer = Engine(step)
+    SeedEpochs(sampler).attach(trainer)
+    trainer.state.epoch, trainer.state.iteration, trainer.state.epoch_length = first - 1, 2 * (first - 1), 2
+    trainer.run(samples, max_epochs=last)
+    return torch.stack(found[last])
+
+
+def test_dropout_is_the_same_after_a_resume_and_with_any_number_of_workers():
+    whole = masks_of_dropout(1, 2, num_workers=0)
+    assert not torch.equal(*whole)  # each step draws its own
+    for first, num_workers in ((2, 0), (1, 2), (2, 2)):
+        assert torch.equal(masks_of_dropout(first, 2, num_workers=num_workers), whole)
