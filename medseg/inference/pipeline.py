@@ -1,9 +1,12 @@
 """Steps of neighboring cases that overlap: the next is read and the last written while the network runs."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from queue import Queue
 from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 Work = TypeVar("Work")
 
@@ -41,7 +44,8 @@ class Pipeline(Generic[Work]):
         lanes: threads of each step, one by default; where there are more, a piece of work may overtake another.
         initializer: called first in each thread.
         on_done: called by the last thread once all steps are through.
-        on_failed: called with a piece of work and the error of a step, after which no further step sees it.
+        on_failed: called with a piece of work and the error of a step, after which no further step sees it. What it
+            raises itself is logged and goes no further: it must have told of the failure by then.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Pipeline(Generic[Work]):
             try:
                 step(work)
             except Exception as error:  # one bad case must not end the thread, and with it all further cases
-                self._on_failed(work, error)
+                self._fail(work, error)
                 continue
             if follower is not None:
                 follower.put(work)
@@ -104,3 +108,10 @@ class Pipeline(Generic[Work]):
             queue.put(None)  # for the next thread of this step
         elif follower is not None:
             follower.put(None)
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        try:
+            self._on_failed(work, error)
+        except Exception as another:  # it must not end the thread either
+            logger.warning("a failure could not be told (%s)", type(another).__name__)
+            logger.debug("why it could not", exc_info=another)

@@ -5,6 +5,7 @@ import medseg.quick_torch  # noqa: F401  # isort: skip (before torch)
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -232,7 +233,8 @@ class Stages:
 def _forget(job: Job) -> None:
     """Free what a job holds, on the disk too."""
     if job.probabilities is not None:
-        job.probabilities.unlink(missing_ok=True)
+        with suppress(OSError):  # neither a finished mask nor the message of a failure hangs on it; later runs sweep
+            job.probabilities.unlink(missing_ok=True)
     job.scans, job.prepared, job.answer, job.probabilities = (), None, None, None
 
 

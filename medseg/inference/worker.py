@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from medseg.errors import ConfigError
 from medseg.inference.cases import Case
-from medseg.inference.faults import failure_of
+from medseg.inference.faults import Failure, failure_of
 from medseg.inference.messages import Said, Setup, Stage
 from medseg.memory import available_mb
 
 if TYPE_CHECKING:
-    from medseg.inference.stages import Stages
+    from medseg.inference.stages import Job, Stages
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class InProcess:
                 step(job)
         except Exception as error:
             logger.debug("case %s failed", case.case_id, exc_info=True)
-            self._words.append(Said("failed", case.case_id, failure=self._stages.failure(job, error)))
+            self._words.append(Said("failed", case.case_id, failure=failure_in(self._stages, job, error)))
         else:
             self._words.append(Said("done", case.case_id, result=job.result))
 
@@ -222,6 +222,15 @@ def check_disk(folder: Path, need_mb: float) -> None:
         raise OSError(ENOSPC, f"no room for another mask: {need_mb:.1f} MB needed, {free_mb:.1f} MB free")
 
 
+def failure_in(stages: "Stages", job: "Job", error: Exception) -> Failure:
+    """What an error in a job means; never raises, for the parent waits for every case to be told of."""
+    try:
+        return stages.failure(job, error)
+    except Exception as another:
+        logger.debug("no message of a failure", exc_info=another)
+        return Failure("crash", type(error).__name__, job.step)
+
+
 def main(connection: Connection, setup: Setup) -> None:
     """What the process runs: cases in, messages out, until `None` comes or the other end is gone."""
     from medseg.inference.lanes import lanes
@@ -259,7 +268,7 @@ def main(connection: Connection, setup: Setup) -> None:
 
     def on_failed(job: Job, error: Exception) -> None:
         logger.debug("case %s failed", job.case.case_id, exc_info=error)
-        failure = stages.failure(job, error)
+        failure = failure_in(stages, job, error)
         if failure.breaks_worker:
             pipeline.stop()
         gate.leave(job.need_mb)

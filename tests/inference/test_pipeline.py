@@ -39,6 +39,25 @@ def test_a_failure_ends_that_work_alone():
     assert ended == {1: None, 3: None}
 
 
+def test_a_failure_that_cannot_be_told_does_not_end_the_thread(caplog):
+    def first(work):
+        if work == 1:
+            raise ValueError("one")
+
+    def on_failed(work, error):
+        raise OSError("stale")
+
+    ended = []
+    pipeline = Pipeline([first, lambda work: None], on_done=ended.append, on_failed=on_failed)
+    for work in (1, 2, 3):
+        pipeline.put(work)
+    ender = threading.Thread(target=pipeline.finish, daemon=True)  # waits for ever if the thread has ended
+    ender.start()
+    ender.join(10)
+    assert ended == [2, 3]
+    assert "a failure could not be told (OSError)" in caplog.text
+
+
 def test_steps_of_neighbors_overlap():
     # each step waits for the next work's earlier step: this ends only if all three are at work at the same time
     meeting = threading.Barrier(3, timeout=10)

@@ -1,5 +1,7 @@
 """One case through the stages, with a predictor that only plays its part."""
 
+import errno
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +13,11 @@ from small_bundle import make_bundle, write_scan
 from medseg.errors import DataError
 from medseg.inference.cases import Case
 from medseg.inference.estimates import forecast, needs_of
-from medseg.inference.messages import Setup
+from medseg.inference.faults import Failure
+from medseg.inference.messages import Extras, Setup
 from medseg.inference.predictor import Answer
 from medseg.inference.stages import Job, Stages, without_names
+from medseg.inference.worker import failure_in
 from medseg.reading import ScanSource
 
 
@@ -141,3 +145,35 @@ def test_an_error_of_data_keeps_its_words(setup):
     failure = through(setup, Far())
     assert failure.message == "'late' does not overlap the first channel; check the registration"
     assert (failure.cause, failure.step) == ("input", "prepare")
+
+
+def test_probabilities_that_cannot_be_removed_cost_neither_a_mask_nor_a_message(setup, monkeypatch):
+    class Writer(Actor):
+        def answer(self, prepared, *, probabilities=None):
+            probabilities.write_bytes(b"probabilities")
+            return super().answer(prepared, probabilities=probabilities)
+
+    def stale(path, missing_ok=False):
+        if path.name.startswith(".") and path.name.endswith("_probabilities.nii"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        unlink(path, missing_ok)
+
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", stale)
+    setup.out.mkdir()
+    setup = replace(setup, extras=Extras(probabilities=True))
+    assert through(setup, Writer()).mask.is_file()
+    failure = through(setup, Writer(1, ValueError("the network's own fault")))
+    assert failure.message == "ValueError: the network's own fault"
+
+
+def test_every_failure_has_a_message():
+    class Mute(Stages):
+        def __init__(self):
+            pass
+
+        def failure(self, job, error):
+            raise RuntimeError("no words")
+
+    job = Job(Case("a", ()), step="network")
+    assert failure_in(Mute(), job, ValueError("x")) == Failure("crash", "ValueError", "network")
