@@ -43,14 +43,15 @@ class Agreement:
         self._answers.clear()
         somewhere = (labels > 0).any(dim=0).nonzero()[:, 0]
         weights = self.weights.to(labels.device).flatten()
-        for voxels in torch.split(somewhere, AT_ONCE):
-            seen, shares = labels[:, voxels], weights[voxels % len(weights)]
-            present = set(torch.unique(seen).tolist())
-            for name, values in self.regions.items():
-                if present.intersection(values):
-                    inside = torch.stack([seen == value for value in values if value in present]).any(dim=0).float()
-                    common = ((inside * shares) @ inside.T).double().cpu()
-                    self._common[name] = self._common.get(name, 0) + common
+        with torch.autocast(labels.device.type, enabled=False):  # the network's would sum in 16 bits
+            for voxels in torch.split(somewhere, AT_ONCE):
+                seen, shares = labels[:, voxels], weights[voxels % len(weights)]
+                present = set(torch.unique(seen).tolist())
+                for name, values in self.regions.items():
+                    if present.intersection(values):
+                        inside = torch.stack([seen == value for value in values if value in present]).any(dim=0).float()
+                        common = ((inside * shares) @ inside.T).double().cpu()
+                        self._common[name] = self._common.get(name, 0) + common
 
     def dice(self) -> dict[str, float]:
         """Mean Dice over all pairs of members; a region that no member has is left out."""

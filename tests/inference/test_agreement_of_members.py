@@ -62,11 +62,13 @@ def scan() -> Scan:
     return Scan(voxels, np.diag([1.0, 1.0, 1.0, 1.0]))
 
 
-def predictor(network: nn.Module, mirror_axes: tuple[int, ...] = (), **tuning) -> Predictor:
+def predictor(
+    network: nn.Module, mirror_axes: tuple[int, ...] = (), *, precision: str = "float32", **tuning
+) -> Predictor:
     return Predictor(
         network,
         scan_to_grid=ScanToGrid(spacing_mm=(1, 1, 1), intensity=torch.sign),
-        inferer=SlidingWindow(PATCH, mirror_axes=mirror_axes),
+        inferer=SlidingWindow(PATCH, precision=precision, mirror_axes=mirror_axes),
         regions=REGIONS,
         tuning=Tuning(**{"layout": "contiguous"} | tuning),
     )
@@ -103,6 +105,15 @@ def test_folds_are_compared_in_pairs_and_the_worse_of_both_counts(scan: Scan) ->
     between_sides = pairwise_dice([mean.numpy().argmax(axis=0) for mean in means], [2], gaussian())
     assert both["tumor"] == pytest.approx(min(between_folds, between_sides), abs=1e-5)
     assert lowest([{"liver": 0.9, "tumor": 0.2}, {"liver": 0.8}]) == {"liver": 0.8, "tumor": 0.2}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_network_in_16_bits_is_compared_in_32(scan: Scan, precision: str) -> None:
+    told = []
+    for each in ("float32", precision):
+        found = predictor(FoldMean([Sided(5), Sided(6), Sided(0)]), (0, 2), precision=each)
+        told.append(found.answer(found.prepare([scan])).agreement)
+    assert told[1] == pytest.approx(told[0], abs=1e-6)
 
 
 def test_windows_that_only_time_a_layout_are_not_compared(scan: Scan) -> None:
