@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from medseg import writing
 from medseg.errors import DataError
-from medseg.writing import aside, free_mb, write_nifti
+from medseg.writing import aside, free_mb, write_compressed, write_nifti
 
 ROTATED = np.array([[-1.2, 0.0, 0.0, 33.25], [0.0, 1.5, -1.2, -10.5], [0.0, 0.9, 2.0, 7.0], [0, 0, 0, 1]])
 SHEARED = ROTATED + np.array([[0, 0.3, 0, 0]] + [[0.0] * 4] * 3)
@@ -213,6 +213,18 @@ def test_bytes_hold_neither_time_nor_name(tmp_path, label):
     assert content[4:8] == bytes(4)  # gzip's time
     assert content[3] & 8 == 0  # gzip's mark of a name
     assert b"canary" not in content
+
+
+def test_a_file_that_is_compressed_leaves_neither_time_nor_name(tmp_path):
+    source = tmp_path / "source.nii"
+    source.write_bytes(bytes(range(256)) * 99)
+    targets = [tmp_path / name for name in ("canary.nii.gz", "other.nii.gz")]
+    for target in targets:
+        write_compressed(source, target)
+    first, second = (target.read_bytes() for target in targets)
+    assert first == second
+    assert first[3:8] == bytes(5)  # no mark of a name, no time
+    assert gzip.decompress(first) == source.read_bytes()
 
 
 def test_what_nifti_cannot_hold_is_refused(tmp_path):
