@@ -7,6 +7,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
+from workflows import distributed
 
 
 class WeightAverages:
@@ -71,7 +72,9 @@ class WeightAverages:
 
 
 class UpdateAverages:
-    """Handler of the trainer: the averages take in every update of the weights.
+    """Handler of the trainer, before the validation: the averages take in every update of the weights.
+
+    Of several processes each takes in its own running statistics; after an epoch all have the first one's averages.
 
     Args:
         averages: of the network that is trained; nothing happens if they have no decay.
@@ -84,10 +87,14 @@ class UpdateAverages:
         """Called by MONAI's trainer."""
         if self.averages.decay:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._unite)
 
     def _follow(self, engine: Engine) -> None:
         if engine.state.output["updated"]:
             self.averages.update()
+
+    def _unite(self, engine: Engine) -> None:
+        distributed.same_tensors(self.averages.averages.values())
 
 
 class JudgeAverages:

@@ -13,13 +13,13 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg.errors import ConfigError
@@ -150,11 +150,11 @@ def parallel(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network)
 
 
-def same_buffers(network: nn.Module) -> None:
-    """Give all processes the first one's running statistics."""
+def same_tensors(tensors: Iterable[Tensor]) -> None:
+    """Write the first process's values over those of the others, in tensors such as running statistics."""
     if processes() > 1:
-        for buffer in network.buffers():
-            distributed.broadcast(buffer, 0)
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
 
 
 def mean(values: dict[str, float]) -> dict[str, float]:

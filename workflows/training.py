@@ -197,7 +197,7 @@ class FollowTraining:
             self.scheduler.step()
 
     def _finish_epoch(self, engine: Engine) -> None:
-        distributed.same_buffers(engine.network)
+        distributed.same_tensors(engine.network.buffers())
         seconds = time.monotonic() - self.epoch_started
         found = {name: float(torch.stack(values).mean()) for name, values in self.losses.items()}
         found["data_wait_share"] = self.waited / seconds

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from torch import multiprocessing
 
 from medseg.errors import ConfigError
 from medseg.losses import DiceCrossEntropy, RegionDiceBinaryCrossEntropy
+from medseg.networks.blocks import BatchNorm
 from workflows import distributed
+from workflows.averaging import UpdateAverages, WeightAverages
 from workflows.checkpoints import newest_checkpoint
 from workflows.randomness import EpochSampler
 
@@ -154,6 +157,37 @@ def test_two_processes_have_the_loss_and_the_mean_gradient_of_the_whole_batch(tm
         (gradient,) = torch.autograd.grad(value, logits)
         torch.testing.assert_close((ours[0] + others[0]) / 2, value.detach())
         torch.testing.assert_close(torch.cat([ours[1], others[1]]) / 2, gradient)  # what DDP makes of them
+
+
+def averages_of_one(number: int, port: int, folder: str) -> None:
+    """In a process of its own: what an epoch leaves of a batch norm's averages, each with batches of its own."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(number), "WORLD_SIZE": "2"}
+    torch.distributed.init_process_group("gloo")
+    network = BatchNorm(1).train()
+    averages, seen = WeightAverages(network, decay=0.5), []
+
+    def step(engine: Engine, batch: float) -> dict[str, bool]:
+        network(batch + torch.arange(4.0).view(4, 1, 1))
+        return {"updated": True}
+
+    trainer = Engine(step)
+    UpdateAverages(averages).attach(trainer)
+    # where the validation and the checkpoints look
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: seen.extend(value.clone() for value in averages.averages.values())
+    )
+    trainer.run([1.0 + 10 * number, 2.0 + 20 * number])
+    torch.save((seen, network.running_mean), f"{folder}/{number}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_judge_and_keep_the_same_averages(tmp_path: Path) -> None:
+    multiprocessing.spawn(averages_of_one, (free_port(), str(tmp_path)), nprocs=2)
+    (ours, mean), (others, other_mean) = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
+    assert mean != other_mean
+    assert len(ours) == 4  # two weights, two statistics
+    assert all(torch.equal(*both) for both in zip(ours, others, strict=True))
 
 
 def torchrun(phantom: Path, runs: Path, *overlays: Path, path: Path = CHECKOUT, **settings: Any) -> Any:
