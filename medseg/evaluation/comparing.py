@@ -107,19 +107,22 @@ def evaluate(
     options = options or Options()
     _check_folders(masks, references, out)
     of_readers = {name: masks_in(folder) for name, folder in references.items()}
+    unsound: dict[str, str] = {}
     if options.consensus:
         check_count(len(of_readers), options.consensus)
-        of_readers = {options.consensus: agreed_references(of_readers, out, judgment, options.consensus), **of_readers}
+        agreed, unsound = agreed_references(of_readers, out, judgment, options.consensus)
+        of_readers = {options.consensus: agreed, **of_readers}
     name, first = next(iter(of_readers.items()))
     found = _Found(masks_in(masks), first, Predicted.of(masks), _columns(options.table))
     tasks, unasked = _tasks(found, judgment, options)
-    records = [*judge_all(tasks, jobs=options.jobs, done=done), *unasked]
+    unusable = [Record(case_id, "missing", f"the reference cannot be used: {why}") for case_id, why in unsound.items()]
+    records = [*judge_all(tasks, jobs=options.jobs, done=done), *unasked, *unusable]
     records = [_completed(record, found, options) for record in sorted(records, key=_case_id)]
     readers: list[dict[str, Any]] = []
     if len(of_readers) > 1:
         readers = reader_rows(records, found.masks, of_readers, judgment, jobs=options.jobs)
     known = _about(found, records, options, bundle) | {"reference": _reference_name(name, references, options)}
-    if options.consensus and (alone := set().union(*of_readers.values()) - set(first)):
+    if options.consensus and (alone := set().union(*of_readers.values()) - set(first) - set(unsound)):
         known["warnings"].append(f"{len(alone)} cases lack a reader and are not judged: {_some(sorted(alone))}")
     load = _loader(found, options, judgment)
     return write_folder(out, records, judgment, known, load=load, readers=readers)
@@ -229,7 +232,7 @@ def _about(found: _Found, records: Sequence[Record], options: Options, bundle: B
         "medseg": __version__,
         **found.predicted.run.get("versions", {}),
         "recipe": dict(bundle.recipe) if bundle else {},
-        "without_reference": sorted(set(found.masks) - set(found.references)),
+        "without_reference": sorted(set(found.masks) - set(found.references) - {record.case_id for record in records}),
         "warnings": [],
     }
     run = run_folder_of(bundle) if bundle else None

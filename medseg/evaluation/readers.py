@@ -6,8 +6,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medseg.errors import DataError
 from medseg.evaluation.consensus import How, consensus
 from medseg.evaluation.judging import Record, Task, judge_all
@@ -20,23 +18,34 @@ from medseg.writing import write_nifti
 References = Mapping[str, Path]
 
 
-def agreed_references(readers: Mapping[str, References], out: Path, judgment: Judgment, how: How) -> dict[str, Path]:
-    """Write what the readers agree on to `out/consensus`, for cases that all have; path by case id.
+def agreed_references(
+    readers: Mapping[str, References], out: Path, judgment: Judgment, how: How
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Write what the readers agree on to `out/consensus`, for cases that all have.
+
+    Returns:
+        Path by case id; and by case id why there is none, where a reference cannot be read or grids differ.
 
     Raises:
-        DataError: if a reference cannot be read, grids differ, or no case has all readers.
+        DataError: if no case has all readers, or none a sound consensus.
         ConfigError: if there are too few readers.
     """
     common = sorted(set.intersection(*(set(found) for found in readers.values())))
     if not common:
         raise DataError(f"no case has a reference of each of {', '.join(readers)}; name their files alike")
-    written = {}
+    written, unsound = {}, {}
     for case_id in common:
-        maps = [read_label(found[case_id], judgment.code_of_references()) for found in readers.values()]
-        agreed = consensus(maps, how)
+        try:
+            maps = {name: read_label(found[case_id], judgment.code_of_references()) for name, found in readers.items()}
+            agreed = consensus(maps, how, ignore_label=judgment.ignore_label)
+        except DataError as error:
+            unsound[case_id] = str(error)
+            continue
         written[case_id] = out / "consensus" / f"{case_id}.nii.gz"  # of images too: label values on a grid of pixels
-        write_nifti(agreed.voxels.astype(np.uint8), agreed.affine, written[case_id])
-    return written
+        write_nifti(agreed.voxels, agreed.affine, written[case_id])
+    if not written:
+        raise DataError(f"case {common[0]!r}: {unsound[common[0]]}; no case has a sound consensus")
+    return written, unsound
 
 
 def reader_rows(
