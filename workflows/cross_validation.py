@@ -16,6 +16,7 @@ from medseg.data import Cases, Sample
 from medseg.data.folds import Split
 from medseg.errors import ConfigError, DataError
 from medseg.inference import predict_folder, write_ensemble
+from medseg.inference.batch import Options
 from medseg.reading import MaskCode
 from medseg.writing import aside
 from workflows import distributed, recipe
@@ -268,7 +269,9 @@ def _compare(experiment: Experiment, models: Mapping[str, Bundle], judge: Judge,
             kept = bool(held_out) and name == "ensemble"
             out = experiment.folder / "held_out" if kept else Path(temporary) / name
             out.mkdir(parents=True, exist_ok=True)
-            judged[name] = judge(samples, out, predict_folder(samples, out, bundle, device=device), bundle)
+            again = Options(redo=True)  # an ensemble of fewer folds may have been here
+            report = predict_folder(samples, out, bundle, device=device, options=again)
+            judged[name] = judge(samples, out, report, bundle)
     seconds = {name: each.seconds for name, each in judged.items()}
     one_fold = statistics.fmean(value for name, value in seconds.items() if name != "ensemble")
     experiment.log_metrics(

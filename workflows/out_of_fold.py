@@ -1,6 +1,7 @@
 """Every case segmented by the fold that has not seen it, and models judged by masks on disk."""
 
 import csv
+import json
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,17 @@ import torch
 from medseg.bundle import Bundle, open_bundle
 from medseg.data import Sample
 from medseg.inference import predict_folder
-from medseg.inference.batch import MASK_ENDING
+from medseg.inference.batch import MASK_ENDING, Options
+from medseg.inference.settings import RunSettings
 from medseg.reading import MaskCode, read_label
 from medseg.report.measurements import write_csv
+from medseg.writing import aside
 from workflows.evaluation import KEY_METRIC, CaseTable
 from workflows.fold_runs import fold_folder
 
 FOLDER = "out_of_fold"
-TABLES = ("lesions.csv", "report.csv")  # the latter, moved last, says that a fold is done
+TABLES = ("lesions.csv", "report.csv")
+SETTINGS = "settings.json"  # what a fold's masks were made with; written last, it says that they are done
 
 
 class Judged(NamedTuple):
@@ -91,23 +95,28 @@ def predict_fold(fold: int, run: Path, samples: Sequence[Sample], *, parent: Pat
         fold: which one.
         run: its run folder.
         samples: its validation cases.
-        parent: run folder of the cross-validation; a fold that was segmented before is judged only.
+        parent: run folder of the cross-validation; a fold that this model has segmented before is judged only.
         judge: of the masks.
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
     """
     bundle, masks, kept = open_bundle(run), parent / FOLDER, fold_folder(parent, fold)
-    report = read_table(kept / "report.csv")
-    if {row["case_id"] for row in report if row["status"] == "done"} != {sample["case_id"] for sample in samples}:
-        fresh = kept / "predictions"
+    report, settings = read_table(kept / "report.csv"), RunSettings.of(bundle).as_json()
+    done = {row["case_id"] for row in report if row["status"] == "done"}
+    if done != {sample["case_id"] for sample in samples} or _made_with(kept) != settings:
+        fresh, ending = kept / "predictions", MASK_ENDING[bundle.unit]
         fresh.mkdir(parents=True, exist_ok=True)
-        report = predict_folder(samples, fresh, bundle, device=device)
-        for path in sorted(fresh.rglob(f"*{MASK_ENDING[bundle.unit]}")):
+        report = predict_folder(samples, fresh, bundle, device=device, options=Options(redo=True))
+        for sample in samples:  # of another model, if a case fails now
+            (masks / f"{sample['case_id']}{ending}").unlink(missing_ok=True)
+        for path in sorted(fresh.rglob(f"*{ending}")):
             target = masks / path.relative_to(fresh)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
         for name in TABLES:
             if (fresh / name).is_file():
                 (fresh / name).replace(kept / name)
+        with aside(kept / SETTINGS) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(fresh)
     return judge(samples, masks, report, bundle)
 
@@ -134,6 +143,14 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _made_with(folder: Path) -> Any:
+    """Settings of the model that has segmented a fold; None where they are not known."""
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _case_id(row: Mapping[str, Any]) -> str:
