@@ -309,7 +309,7 @@ def evaluate(
             "evaluate it with its own: `--config_file` configs/recipe.json of its bundle."
         )
     network.load_state_dict(bundle.network().state_dict())
-    experiment.synthetic = bundle.synthetic  # what the pictures say is about the model
+    experiment.model_synthetic = bundle.synthetic
     with experiment.running():
         evaluator.run()
         if table is not None and experiment.records:

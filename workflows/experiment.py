@@ -58,6 +58,8 @@ class Experiment:
 
     Attributes:
         results: the latest value of every metric.
+        synthetic: whether the data are.
+        model_synthetic: whether a model that comes from elsewhere has learned from such; None for one that learns here.
 
     Raises:
         ConfigError: if an alias is given without a name.
@@ -81,6 +83,7 @@ class Experiment:
             raise ConfigError(f"alias: {alias!r} needs the name of a registered model; set register_as too")
         self.output_dir, self.experiment_name, self.run_name = Path(output_dir), experiment_name, run_name
         self.cases, self.synthetic = cases, is_synthetic(Path(dataset_dir))
+        self.model_synthetic: bool | None = None
         self.metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
         self.results: dict[str, float] = {}
         self.part_of = None if part_of is None else Path(part_of)
@@ -156,7 +159,8 @@ class Experiment:
     @property
     def notice(self) -> str | None:
         """What must stand on every picture of this run."""
-        return SYNTHETIC if self.synthetic else None
+        synthetic = self.synthetic if self.model_synthetic is None else self.model_synthetic
+        return SYNTHETIC if synthetic else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -170,6 +174,7 @@ class Experiment:
             self._run = self._open()
             try:
                 with distributed.hearing_the_others(self._fail):
+                    self._join()
                     self._record()
                     yield
             except (KeyboardInterrupt, SystemExit):
@@ -189,18 +194,19 @@ class Experiment:
 
     def _open(self) -> tracking.Run:
         if self._resumed:
-            run = tracking.resume_run(self._resumed)
-        else:
-            run = tracking.start_run(
-                runs_dir=self.output_dir,
-                experiment=self.experiment_name,
-                name=self.run_name,
-                parent=parent_id(self.part_of) if self.part_of else None,
-            )
-        if self.part_of and self.part_of.is_dir():  # a fold may have been moved, and be resumed alone
-            note_fold(self.part_of, recipe.merged_recipe()["fold"], run.folder)
+            return tracking.resume_run(self._resumed)
+        return tracking.start_run(
+            runs_dir=self.output_dir,
+            experiment=self.experiment_name,
+            name=self.run_name,
+            parent=parent_id(self.part_of) if self.part_of else None,
+        )
+
+    def _join(self) -> None:
+        """Become a fold of the cross-validation, if there is one; a fold may have been moved, and be resumed alone."""
+        if self.part_of and self.part_of.is_dir():
+            note_fold(self.part_of, recipe.merged_recipe()["fold"], self.folder)
             end_with_launcher()
-        return run
 
     def _record(self) -> None:
         resuming.record(self.folder, recipe.merged_recipe() | {"resume": None}, self.data)
