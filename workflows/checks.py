@@ -12,7 +12,9 @@ from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils import BundlePropertyConfig
 
-from medseg.data_half import DATA_HALF, class_count, problems
+from medseg.data_half import DATA_HALF, class_count, literal, problems
+from medseg.errors import ConfigError
+from medseg.report.flags import FlagRules
 
 # Names that mean something though no `@` leads to them: the data half, MONAI's properties, and what is read by name.
 PROPERTY_IDS = {
@@ -73,6 +75,7 @@ def recipe_problems(
         *problems(recipe),
         *_wrong_class_lists(recipe),
         *_wrong_numbers(recipe),
+        *_wrong_flags(recipe),
     ]
 
 
@@ -88,6 +91,16 @@ def _wrong_numbers(recipe: Mapping[str, Any]) -> Iterator[str]:
             yield f"{id}: is {number!r}; give a number above 0"
     if given.get("precision", PRECISIONS[0]) not in PRECISIONS:
         yield f"precision: is {given['precision']!r}; give {' or '.join(map(repr, PRECISIONS))}"
+
+
+def _wrong_flags(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Rules that no prediction could follow, which would be found when the model is trained."""
+    regions = recipe.get("regions")
+    if "flags" in recipe and isinstance(regions, Mapping):
+        try:
+            FlagRules.read(literal(recipe, "flags"), regions)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _is_expression(content: Any) -> bool:

@@ -44,7 +44,7 @@ class FlagRules:
             regions: the recipe's regions.
 
         Raises:
-            ConfigError: if a rule or a region is not known, or a volume range is none.
+            ConfigError: if a rule or a region is not known, or a threshold is none.
         """
         if content is None:
             return cls()
@@ -52,8 +52,17 @@ class FlagRules:
         if not isinstance(content, Mapping) or set(content) - set(known):
             raise ConfigError(f"flags: give rules of {', '.join(known)}, each with its thresholds")
         rules = cls(**content)
-        named = {*rules.volume_ml, *rules.pieces_above_ml, *rules.at_border, *rules.none_found, *rules.removed_above_ml}
-        shares = {name: getattr(rules, name) for name in ("confidence_below", "agreement_below")}
+        try:
+            rules._check(regions)
+        except (TypeError, AttributeError, KeyError) as error:  # a number where a table is due, or the like
+            raise ConfigError(
+                f"flags: a rule has another form than it needs ({error}); write it as configs/unet_liver.json does"
+            ) from error
+        return rules
+
+    def _check(self, regions: Mapping[str, Any]) -> None:
+        named = {*self.volume_ml, *self.pieces_above_ml, *self.at_border, *self.none_found, *self.removed_above_ml}
+        shares = {name: getattr(self, name) for name in ("confidence_below", "agreement_below")}
         by_region = {
             f"{name}::{key}" if key else name: share
             for name, rule in shares.items()
@@ -63,13 +72,12 @@ class FlagRules:
         unknown = sorted(named - set(regions))
         if unknown:
             raise ConfigError(f"flags: no region {', '.join(unknown)}; this recipe has {', '.join(regions)}")
-        for region, ends in rules.volume_ml.items():
+        for region, ends in self.volume_ml.items():
             if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
                 raise ConfigError(f"flags::volume_ml::{region}: is {list(ends)}; give the smallest and the largest mL")
         for name, share in by_region.items():
             if not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise ConfigError(f"flags::{name}: is {share}; give a share from 0 to 1, such as 0.7")
-        return rules
 
 
 def flags_of(

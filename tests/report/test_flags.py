@@ -99,6 +99,9 @@ def test_without_rules_there_are_no_flags():
         ({"agreement_below": {"liver": 70}}, "flags::agreement_below::liver: is 70; give a share from 0 to 1"),
         ({"agreement_below": "high"}, "flags::agreement_below: is high; give a share from 0 to 1"),
         ({"volume_ml": {"liver": [3500, 500]}}, r"flags::volume_ml::liver: is \[3500, 500\]"),
+        ({"volume_ml": {"liver": 500}}, "flags: a rule has another form than it needs"),
+        ({"volume_ml": ["liver"]}, "flags: a rule has another form than it needs"),
+        ({"at_border": 3}, "flags: a rule has another form than it needs"),
     ],
 )
 def test_rules_are_checked(content, message):

@@ -209,6 +209,20 @@ def test_a_number_that_no_training_can_have_is_refused(id, value, advice):
     assert f"{id}: is {value!r}; {advice}" in problems_of(changed(**{id: value}))
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"none_found": ["spleen"]}, "flags: no region spleen; this recipe has liver"),
+        ({"volume": {"liver": [1, 2]}}, "flags: give rules of volume_ml, .*, each with its thresholds"),
+        ({"volume_ml": {"liver": "$[1, 2]"}}, "flags::volume_ml::liver: holds the expression"),
+        ({"at_border": "@regoins"}, "flags::at_border: "),
+    ],
+)
+def test_rules_for_flags_are_checked_before_the_training(flags, message):
+    found = problems_of(changed(flags=flags), run_ids=["checking"])
+    assert any(re.match(message, problem) for problem in found), found
+
+
 def test_a_number_that_is_known_only_when_the_recipe_runs_passes():
     found = problems_of(changed(batch_size="$@max_epochs * 2", learning_rate="@max_epochs"))
     assert not [problem for problem in found if "give a" in problem]
