@@ -48,7 +48,7 @@ def figures(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def record(run: Path, out: Path, content: Mapping[str, Any]) -> None:
-    """Record an evaluation in the run that trained the model; the run's status stays what it was.
+    """Record an evaluation in the run that trained the model; the run's status, end and error stay what they are.
 
     Args:
         run: the run's folder.
@@ -64,11 +64,8 @@ def record(run: Path, out: Path, content: Mapping[str, Any]) -> None:
     status = Journal(run).status()
     if status not in ("FINISHED", "FAILED", "KILLED"):
         raise ConfigError(f"run {run.name} is {status}; record the evaluation when it has ended")
-    opened = tracking.resume_run(run)
-    try:
+    with tracking.append_to(run) as opened:
         log(opened, out, content)
-    finally:
-        opened.finish(status)  # type: ignore[arg-type] # checked
     write_eval_metrics(open_bundle(run), content)
 
 

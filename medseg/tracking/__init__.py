@@ -2,7 +2,7 @@
 
 from medseg.tracking.page import serve_ui
 from medseg.tracking.recorded import Recorded, artifact, find_recorded, flat_settings, list_runs, recorded_folder
-from medseg.tracking.runs import Run, resume_run, start_run
+from medseg.tracking.runs import Run, append_to, resume_run, start_run
 from medseg.tracking.store import check_store, store_uri
 from medseg.tracking.upkeep import Imported, import_runs, mark_dead_runs
 
@@ -10,6 +10,7 @@ __all__ = [
     "Imported",
     "Recorded",
     "Run",
+    "append_to",
     "artifact",
     "check_store",
     "find_recorded",

@@ -12,8 +12,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -21,7 +21,7 @@ from uuid import uuid4
 import psutil
 
 from medseg.errors import ConfigError
-from medseg.tracking.journal import Journal
+from medseg.tracking.journal import Journal, Record
 from medseg.tracking.life import BEAT_S, claim, give_sign, take_sign
 from medseg.tracking.model import model_card, requirements
 from medseg.tracking.opening import find_run, key_of, make_run, new_folder, read_about, start_of, write_about
@@ -93,7 +93,8 @@ def start_run(
 def resume_run(folder: Path, *, runs_dir: Path | None = None) -> "Run":
     """Open the run of a folder again, RUNNING and without its error.
 
-    If the store does not know it, because folder or store are others now, it is made again from the folder.
+    If the store does not know it, because folder or store are others now, it is made again from the folder. If the
+    store fails here, the run stays what it was.
 
     Args:
         folder: the run's folder.
@@ -104,6 +105,40 @@ def resume_run(folder: Path, *, runs_dir: Path | None = None) -> "Run":
     """
     folder = folder.resolve()
     runs_dir = folder.parent if runs_dir is None else runs_dir.resolve()
+    outbox, uri = _reopened(folder, runs_dir)
+    ending = _ending(outbox.journal)
+    outbox.put({"status": "RUNNING", "time": int(time.time() * 1000)})
+    try:
+        outbox.send_or_raise()
+    except failures() as error:
+        for record in ending:
+            outbox.put(record)
+        raise unusable(uri, first_line(error)) from error
+    mark_dead_runs(runs_dir)
+    return Run(outbox, uri)
+
+
+@contextmanager
+def append_to(folder: Path) -> Iterator["Run"]:
+    """Open the run of a folder to record more in it: its status, its end and its error stay what they are.
+
+    Args:
+        folder: the folder of a run that has ended.
+
+    Raises:
+        ConfigError: as `resume_run`.
+    """
+    folder = folder.resolve()
+    run = Run(*_reopened(folder, folder.parent))
+    run._watch.stop()  # the machine's load has nothing to do with this run
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def _reopened(folder: Path, runs_dir: Path) -> tuple[Outbox, str]:
+    """Outbox of a run folder that this process alone writes from now on, and the store's address."""
     if not read_about(folder):
         raise ConfigError(f"no run in {folder} (run.json is missing): give the folder of a run, such as runs/NAME")
     runs_dir.mkdir(parents=True, exist_ok=True)
@@ -116,13 +151,22 @@ def resume_run(folder: Path, *, runs_dir: Path | None = None) -> "Run":
         journal = Journal(folder)
         if not journal.start():  # of an earlier medseg
             journal.append({"start": start_of(folder)})
-        outbox = Outbox(client, run_id, folder)
-        outbox.put({"status": "RUNNING", "time": int(time.time() * 1000)})
-        outbox.send_or_raise()
+        return Outbox(client, run_id, folder), uri
     except failures() as error:
         raise unusable(uri, first_line(error)) from error
-    mark_dead_runs(runs_dir)
-    return Run(outbox, uri)
+
+
+def _ending(journal: Journal) -> list[Record]:
+    """The records of how a run has ended, with its error; none of one that is RUNNING."""
+    ending: list[Record] = []
+    for _, record in journal.records():
+        if record.get("status") == "RUNNING":
+            ending = []
+        elif "status" in record:
+            ending.append(record)
+        elif "error" in record.get("tags", {}):
+            ending.append({"tags": {"error": record["tags"]["error"]}})
+    return ending
 
 
 class Run:
@@ -289,6 +333,11 @@ class Run:
         if traceback:
             self._log_artifact(without_folders(names_of_files(traceback)), "traceback.txt")
         self._outbox.put({"status": status, "time": int(time.time() * 1000)})
+        self.close()
+
+    def close(self) -> None:
+        """Send what is left, and write the run no more; its status stays."""
+        self._watch.stop()
         if self._outbox.send(now=True):
             take_sign(self.folder)
 

@@ -110,6 +110,18 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, new_store: Callable[[P
         run.finish("KILLED")
 
 
+def test_a_run_that_is_recorded_in_keeps_its_end(trained: Path, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{trained.parent / 'mlflow.db'}")
+    run_id = json.loads((trained / "run.json").read_text())["run_id"]
+    before = client.get_run(run_id).info.end_time
+    record(trained, tmp_path, {"about": {"n": 1, "failed": 0}, "settings": {}, "summary": {}, "pooled": {}})
+    after = client.get_run(run_id)
+    assert (after.info.status, after.info.end_time) == ("FINISHED", before)
+    assert after.data.metrics["evaluation_n"] == 1
+
+
 def test_a_zip_keeps_its_metadata(trained: Path, tmp_path: Path) -> None:
     path = shutil.make_archive(str(tmp_path / "zipped"), "zip", trained / "bundle")
     content = {"about": {"n": 1, "failed": 0}, "settings": {}, "summary": {}, "pooled": {}}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import ConfigError
-from medseg.tracking import mark_dead_runs, resume_run, start_run
+from medseg.tracking import append_to, mark_dead_runs, resume_run, start_run
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +346,32 @@ def test_resumed_run_is_the_same_and_running_without_its_error(runs_dir, run):
     again.finish("FINISHED")
     assert metrics(runs_dir, run) == [("loss", 0, 1.0), ("loss", 1, 0.5)]
     assert query(runs_dir, "SELECT status FROM runs WHERE run_uuid = ?", run.run_id) == [("FINISHED",)]
+
+
+def test_run_that_cannot_be_resumed_stays_what_it_was(runs_dir, run, monkeypatch):
+    run.finish("FAILED", error="case 'a' is gone")
+    ended = query(runs_dir, "SELECT status, end_time FROM runs WHERE run_uuid = ?", run.run_id)
+    with monkeypatch.context() as broken:
+        broken.setattr("mlflow.MlflowClient.update_run", fail)
+        with pytest.raises(ConfigError, match="No space left on device"):
+            resume_run(run.folder)
+    mark_dead_runs(runs_dir)  # as the next launch does
+    assert query(runs_dir, "SELECT status, end_time FROM runs WHERE run_uuid = ?", run.run_id) == ended
+    assert tags(runs_dir, run)["error"] == "case 'a' is gone"
+    assert not (run.folder / "tracking" / "open.json").exists()
+
+
+def test_what_is_appended_to_a_run_leaves_its_end_and_its_error(runs_dir, run):
+    run.finish("FAILED", error="case 'a' is gone")
+    ended = query(runs_dir, "SELECT status, end_time FROM runs WHERE run_uuid = ?", run.run_id)
+    with append_to(run.folder) as again:
+        again.log_metrics({"held_out_dice": 0.5}, step=0)
+        again.flush()
+        assert query(runs_dir, "SELECT status, end_time FROM runs WHERE run_uuid = ?", run.run_id) == ended
+    assert metrics(runs_dir, run) == [("held_out_dice", 0, 0.5)]
+    assert query(runs_dir, "SELECT status, end_time FROM runs WHERE run_uuid = ?", run.run_id) == ended
+    assert tags(runs_dir, run)["error"] == "case 'a' is gone"
+    assert not (run.folder / "tracking" / "open.json").exists()
 
 
 def test_setting_changed_at_a_resume_is_a_tag(runs_dir, run):
