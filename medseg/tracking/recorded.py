@@ -1,6 +1,7 @@
 """Runs as they were recorded, read back: from MLflow, and from their folders."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from medseg.errors import ConfigError
 from medseg.tracking import life
 from medseg.tracking.journal import FOLDER, Journal
 from medseg.tracking.opening import ABOUT, read_about
-from medseg.tracking.store import ARTIFACTS, connect, failures, first_line, is_server, unusable
+from medseg.tracking.store import ARTIFACTS, connect, failures, first_line, unusable
 from medseg.tracking.wording import flatten
 
 MANY = 50_000  # MLflow's own limit of a search
@@ -74,7 +75,7 @@ def list_runs(runs_dir: Path) -> list[Recorded]:
                 break
     except failures() as error:
         raise unusable(uri, first_line(error)) from error
-    gone = not is_server(uri)  # runs of a server may be written from elsewhere
+    gone = not os.environ.get("MLFLOW_TRACKING_URI")  # runs of a shared store may have their folders elsewhere
     listed = [_recorded(run, names[run.info.experiment_id], folders.get(run.info.run_id), gone=gone) for run in runs]
     return sorted(listed, key=_newest_first)
 

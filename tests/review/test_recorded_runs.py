@@ -11,7 +11,7 @@ from medseg import cli
 from medseg.errors import ConfigError
 from medseg.review import compare, list_rows, read_entries
 from medseg.review.listing import Condition, figures_of, sorted_rows
-from medseg.tracking import life, start_run
+from medseg.tracking import life, list_runs, start_run
 
 CASES = [f"phantom_{number:03}" for number in range(12)]
 
@@ -72,6 +72,15 @@ def test_every_run_is_a_row_and_a_dead_one_is_stale(runs_dir):
         "third": "FAILED",
         "gone": "STALE",
     }
+
+
+def test_a_run_whose_folder_is_elsewhere_is_not_called_stale_in_a_shared_store(tmp_path, new_store, monkeypatch):
+    store = new_store(tmp_path / "store") / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    run = start_run(runs_dir=tmp_path / "mine", experiment="liver")
+    (tmp_path / "yours").mkdir()
+    assert [one.status for one in list_runs(tmp_path / "yours")] == ["RUNNING"]
+    run.finish("FINISHED")
 
 
 @pytest.mark.parametrize(
