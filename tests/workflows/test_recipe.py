@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from monai.bundle import ConfigWorkflow, create_workflow
+from lesion_images import write_lesion_images
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.bundle import run as run_bundle
 
 from medseg.errors import ConfigError
@@ -314,3 +315,16 @@ def test_the_projects_logging_goes_to_stdout(project):
     assert [line for line in done.stdout.splitlines() if "no dataset_dir given" in line]
     assert "no dataset_dir given" not in done.stderr
     assert "input summary" not in done.stdout
+
+
+def test_documented_class_weights_count_the_pixels_of_masks(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    described = json.loads((ROOT / "configs" / "unet_liver.json").read_text(encoding="utf-8"))["loss"]["_desc_"]
+    expression = described[described.index("$") :]
+    assert f"--class_weights '{expression}'" in (ROOT / "README.md").read_text(encoding="utf-8")
+    parser = ConfigParser()
+    parser.read_config("configs/unet_images.json")
+    parser["dataset_dir"] = str(write_lesion_images(tmp_path / "set", 6))
+    parser["class_weights"] = expression
+    background, lesion = parser.get_parsed_content("class_weights")
+    assert 0 < background < 1 < lesion
