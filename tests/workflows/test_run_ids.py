@@ -30,8 +30,7 @@ CHECKOUT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 COUNTED = (
-    "$losses.class_weights("
-    "data.count_labels(@cases.training, @out_channels, ignore_label=@ignore_label, masks=@masks))"
+    "$losses.class_weights(data.count_labels(@cases.training, @out_channels, ignore_label=@ignore_label, masks=@masks))"
 )
 
 
