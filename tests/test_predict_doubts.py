@@ -21,7 +21,7 @@ from medseg.evaluation.probabilities import read_array
 from medseg.evaluation.temperature import temperature_of
 from medseg.inference import Predictor
 from medseg.networks import UNet
-from medseg.reading import read_scan
+from medseg.reading import Scan, read_scan
 from medseg.report.flags import FlagRules
 
 RULES = {"confidence_below": 0.6, "agreement_below": 0.9}
@@ -213,4 +213,4 @@ def test_thresholds_and_temperatures_that_cannot_be_are_refused(tmp_path: Path) 
 def test_a_damaged_file_of_probabilities_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a_probabilities.nii.gz").write_bytes(b"no image")
     with pytest.raises(DataError, match=re.escape("a_probabilities.nii.gz: no array can be read there")):
-        read_array(tmp_path / "a_probabilities.nii.gz", (1, 1, 1))
+        read_array(tmp_path / "a_probabilities.nii.gz", Scan(np.zeros((1, 1, 1)), np.eye(4)))

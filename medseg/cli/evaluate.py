@@ -58,6 +58,7 @@ def evaluate(
     from medseg.bundle import open_bundle
     from medseg.evaluation import Options
     from medseg.evaluation import evaluate as judge_folder
+    from medseg.evaluation.folder import judged_cases
     from medseg.evaluation.pairing import masks_in
     from medseg.evaluation.recording import check_model, record, write_temperature
     from medseg.evaluation.temperature import temperature_of
@@ -88,10 +89,15 @@ def evaluate(
         )
     if run is not None:
         record(run, out, content)
+    unwritten = ""
     if fit_temperature and run is not None and probabilities is not None:
-        found, n_cases = temperature_of(probabilities, next(iter(_readers(ref).values())), judgment)
-        write_temperature(open_bundle(run), found, n_cases)
-        typer.echo(f"temperature {found:.3f}, of {n_cases} cases: in the metadata of {run.name}'s bundle")
+        first = next(iter(_readers(ref).values()))
+        found, n_cases = temperature_of(probabilities, first, judgment, case_ids=judged_cases(out))
+        fitted, where = f"temperature {found:.3f}, of {n_cases} cases", f"the metadata of {run.name}'s bundle"
+        if write_temperature(open_bundle(run), found, n_cases):
+            typer.echo(f"{fitted}: in {where}")
+        else:
+            unwritten = f"{fitted}: could not be written to {where}; make it a folder that can be written, and repeat"
     about = content["about"]
     for warning in about["warnings"]:
         say(f"warning: {warning}")
@@ -106,6 +112,8 @@ def evaluate(
         f"{len(about['without_reference'])} masks without reference: see {out / 'index.html'}"
     )
     typer.echo(notice(synthetic=about["synthetic"]))
+    if unwritten:
+        raise ConfigError(unwritten)
     raise typer.Exit(FAILED if about["failed"] or about["missing"] else 0)
 
 

@@ -64,6 +64,12 @@ def write_folder(
     return content
 
 
+def judged_cases(out: Path) -> list[str]:
+    """Ids of the cases of an evaluation that were judged: neither failed nor missing."""
+    lines = (out / "cases.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row["case_id"] for row in map(json.loads, lines) if row["status"] == "judged"]
+
+
 def flat_row(record: Record) -> dict[str, Any]:
     """A row of `cases.csv`."""
     return {

@@ -134,7 +134,7 @@ def judge(task: Task) -> Record:
             )
         probabilities = None
         if task.probabilities is not None:
-            probabilities = read_probabilities(task.probabilities, task.judgment, reference.voxels.shape)
+            probabilities = read_probabilities(task.probabilities, task.judgment, reference)
     except DataError as error:
         return failed(task.case_id, reference, task.judgment, str(error), task.labeled, task.tolerances_mm)
     return judge_arrays(

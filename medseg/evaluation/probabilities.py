@@ -2,7 +2,6 @@
 
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ from numpy.typing import NDArray
 
 from medseg.errors import DataError
 from medseg.evaluation.judgment import Judgment
+from medseg.geometry import grid_difference
 from medseg.probability_file import PROBABILITIES
+from medseg.reading import Scan, read_grid
 
 SUFFIXES = (".npz", ".npy")
 NIFTI_ENDINGS = ("_probabilities.nii.gz", "_probabilities.nii")
@@ -52,27 +53,28 @@ def temperature_told(path: Path) -> float:
         return 1.0
 
 
-def read_probabilities(path: Path, judgment: Judgment, shape: Sequence[int]) -> dict[str, NDArray[Any]]:
+def read_probabilities(path: Path, judgment: Judgment, reference: Scan) -> dict[str, NDArray[Any]]:
     """Probability of each region.
 
     Args:
         path: array `(C, X, Y, Z)`, of NIfTI `(X, Y, Z, C)`; a channel a label value, or a region (then C is their
             number and no label's).
         judgment: what the channels mean.
-        shape: of the mask.
+        reference: whose grid they are on.
 
     Raises:
         DataError: if it cannot be read, lies on another grid, has other channels, or is no probability.
     """
-    return of_regions(read_array(path, shape), judgment, path.name)
+    return of_regions(read_array(path, reference), judgment, path.name)
 
 
-def read_array(path: Path, shape: Sequence[int]) -> NDArray[Any]:
-    """The array `(C, X, Y, Z)` of a file, checked.
+def read_array(path: Path, reference: Scan) -> NDArray[Any]:
+    """The array `(C, X, Y, Z)` of a file, checked; where in the patient it lies, NIfTI alone says.
 
     Raises:
         DataError: if it cannot be read, lies on another grid, or is no probability.
     """
+    shape, affine = reference.voxels.shape, reference.affine
     stored: NDArray[Any]
     try:
         if path.name.endswith(NIFTI_ENDINGS):
@@ -81,9 +83,13 @@ def read_array(path: Path, shape: Sequence[int]) -> NDArray[Any]:
             stored = _loaded(path)
     except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile, zlib.error, ImageFileError) as error:
         raise DataError(f"{path.name}: no array can be read there ({type(error).__name__}); write it again") from error
-    if stored.shape[1:] != tuple(shape):
+    if stored.shape[1:] != shape:
         raise DataError(
-            f"{path.name}: probabilities are {stored.shape} and the mask {tuple(shape)}; write them as (C, X, Y, Z)"
+            f"{path.name}: probabilities are {stored.shape} and the mask {shape}; write them as (C, X, Y, Z)"
+        )
+    if path.name.endswith(NIFTI_ENDINGS) and (differs := grid_difference(shape, read_grid(path)[1], shape, affine)):
+        raise DataError(
+            f"{path.name}: not on the reference's grid ({differs}); write probabilities on the scan's own grid"
         )
     if not np.isfinite(stored).all() or stored.min() < -1e-3 or stored.max() > 1 + 1e-3:
         raise DataError(f"{path.name}: values from {stored.min():.3g} to {stored.max():.3g}; give probabilities")
@@ -111,10 +117,8 @@ def of_regions(stored: NDArray[Any], judgment: Judgment, name: str) -> dict[str,
     Raises:
         DataError: if there are fewer or more channels than classes or regions.
     """
+    check_channels(stored, judgment, name)
     regions = judgment.regions
-    needed = len(regions) if judgment.sigmoid else 1 + max(judgment.labels.values())
-    if len(stored) != needed:
-        raise DataError(f"{name}: {len(stored)} channels, and the model has {needed}; write one a class, or a region")
     if judgment.sigmoid:
         return {
             region: np.clip(channel.astype(np.float32), 0, 1) for region, channel in zip(regions, stored, strict=True)
@@ -123,3 +127,14 @@ def of_regions(stored: NDArray[Any], judgment: Judgment, name: str) -> dict[str,
         region: np.clip(sum(stored[value].astype(np.float32) for value in set(values)), 0, 1)
         for region, values in regions.items()
     }
+
+
+def check_channels(stored: NDArray[Any], judgment: Judgment, name: str) -> None:
+    """Whether an array has the model's channels.
+
+    Raises:
+        DataError: if there are fewer or more than classes or regions.
+    """
+    needed = len(judgment.regions) if judgment.sigmoid else 1 + max(judgment.labels.values())
+    if len(stored) != needed:
+        raise DataError(f"{name}: {len(stored)} channels, and the model has {needed}; write one a class, or a region")

@@ -1,13 +1,18 @@
 """A temperature that was planted is found again."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from planted_cases import RECIPE
+from planted_cases import RECIPE, reference, write_planted
+from small_bundle import make_bundle
+from typer.testing import CliRunner
 
+from medseg.cli import app
 from medseg.errors import ConfigError, DataError
+from medseg.evaluation import recording
 from medseg.evaluation.judgment import Judgment
 from medseg.evaluation.temperature import temperature_of
 from medseg.writing import write_nifti
@@ -66,3 +71,59 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "prob" / "a.npy").rename(tmp_path / "prob" / "other.npy")
     with pytest.raises(DataError, match="no case of it has a reference"):
         temperature_of(tmp_path / "prob", tmp_path / "ref", JUDGMENT)
+
+
+def write_nifti_case(folder: Path, name: str, *, move_mm: float = 0.0) -> None:
+    """A case whose probabilities are NIfTI, as medseg predict writes them."""
+    write_case(folder, name, temperature=1)
+    array = folder / "prob" / f"{name}.npy"
+    stored, affine = np.moveaxis(np.load(array), 0, -1).astype(np.float32), np.eye(4)
+    affine[0, 3] = move_mm
+    array.unlink()
+    write_nifti(stored, affine, folder / "prob" / f"{name}_probabilities.nii.gz")
+
+
+def test_probabilities_elsewhere_in_the_patient_are_refused(tmp_path: Path) -> None:
+    write_nifti_case(tmp_path, "a")
+    assert temperature_of(tmp_path / "prob", tmp_path / "ref", JUDGMENT)[1] == 1
+    write_nifti_case(tmp_path, "a", move_mm=3.0)
+    with pytest.raises(DataError, match=re.escape("a_probabilities.nii.gz: not on the reference's grid")):
+        temperature_of(tmp_path / "prob", tmp_path / "ref", JUDGMENT)
+
+
+def test_labels_and_channels_that_the_model_lacks_are_named_with_their_file(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", temperature=1, channels=4)  # with labels 0 to 3
+    four = np.load(tmp_path / "prob" / "a.npy")
+    with pytest.raises(DataError, match=re.escape("a.npy: 4 channels, and the model has 3")):
+        temperature_of(tmp_path / "prob", tmp_path / "ref", JUDGMENT)
+    np.save(tmp_path / "prob" / "a.npy", four[:3])
+    with pytest.raises(DataError, match=re.escape("a.nii.gz: label value 3, and the model's are 0 to 2")):
+        temperature_of(tmp_path / "prob", tmp_path / "ref", JUDGMENT)
+    assert temperature_of(tmp_path / "prob", tmp_path / "ref", replace(JUDGMENT, ignore_label=3))[1] == 1
+
+
+def test_only_the_cases_that_are_asked_for_are_taken(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", temperature=1)
+    write_case(tmp_path, "bb", temperature=1)
+    (tmp_path / "prob" / "bb.npy").write_bytes(b"damaged")
+    assert temperature_of(tmp_path / "prob", tmp_path / "ref", JUDGMENT, case_ids=["a"])[1] == 1
+    with pytest.raises(DataError, match="prob: no case of it was judged"):
+        temperature_of(tmp_path / "prob", tmp_path / "ref", JUDGMENT, case_ids=["c"])
+
+
+def test_a_temperature_that_cannot_be_written_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, references, _ = write_planted(tmp_path, cases=2)
+    (tmp_path / "prob").mkdir()
+    sure = np.stack([np.where(reference(0) == value, 0.9, 0.05) for value in range(3)])
+    np.save(tmp_path / "prob" / "case_000.npy", sure)
+    (tmp_path / "prob" / "case_001.npy").write_bytes(b"damaged")  # a failed case, and none to fit to
+    monkeypatch.setattr(recording, "record", lambda *_: None)
+    monkeypatch.setattr(recording, "write_temperature", lambda *_: False)
+    model = make_bundle(tmp_path / "net").root
+    arguments = ["evaluate", masks, tmp_path / "card", "--ref", references, "--run", model, "--fit-temperature"]
+    arguments += ["--probabilities", tmp_path / "prob", "--split", "validation"]
+    told = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(told.exception, ConfigError)
+    assert "of 1 cases: could not be written to the metadata of net's bundle" in str(told.exception)
+    assert "in the metadata" not in told.output
+    assert "2 cases, 1 failed" in told.output
