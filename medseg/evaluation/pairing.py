@@ -9,6 +9,7 @@ from medseg.inference.out_files import FOLDER, MASK_ENDINGS
 from medseg.reading import IMAGE_SUFFIXES, SUFFIXES, scan_stem
 
 ENDINGS = ("_seg", "_segmentation", "_mask", "_label", "_pred")  # of all masks of a folder; the first is medseg's
+RUN_FILE = "run.json"  # of medseg predict; what is passed on has it, and no FOLDER
 LITS = ("segmentation-", "volume-")  # its references and its scans
 
 
@@ -40,7 +41,7 @@ def masks_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder.name}: no such folder of masks; check the path")
     files = [path for path in sorted(folder.rglob("*")) if _is_mask(path.relative_to(folder)) and path.is_file()]
-    if (folder / FOLDER).is_dir():  # its instances and .seg.nrrd files show the same masks again
+    if (folder / FOLDER).is_dir() or (folder / RUN_FILE).is_file():  # instances and .seg.nrrd show the masks again
         files = [path for path in files if path.name.endswith(MASK_ENDINGS)]
     if not files and not (folder / "report.csv").is_file():  # of medseg predict, where every case failed
         raise DataError(f"{folder.name}: no masks in it ({', '.join(SUFFIXES + IMAGE_SUFFIXES)}); check the path")

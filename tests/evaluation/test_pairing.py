@@ -35,9 +35,13 @@ def test_hidden_files_are_no_masks(tmp_path: Path) -> None:
     assert set(masks_in(touch(tmp_path, "a.nii.gz", ".hidden/a.nii.gz", ".b.nii.gz"))) == {"a"}
 
 
-def test_of_a_folder_of_predictions_only_the_masks_are_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("passed_on", [False, True])
+def test_of_a_folder_of_predictions_only_the_masks_are_taken(tmp_path: Path, passed_on: bool) -> None:
     touch(tmp_path, "a_seg.nii.gz", "a_instances.nii.gz", "deep/b_seg.nii.gz", "deep/b_instances.nii.gz")
-    (tmp_path / ".medseg").mkdir()
+    if passed_on:  # as docs/privacy.md says: without the folder .medseg
+        (tmp_path / "run.json").write_text("{}")
+    else:
+        (tmp_path / ".medseg").mkdir()
     (tmp_path / "a.seg.nrrd").write_bytes(b"the same again")
     assert {case_id: path.name for case_id, path in masks_in(tmp_path).items()} == {
         "a": "a_seg.nii.gz",
