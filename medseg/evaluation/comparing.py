@@ -124,6 +124,9 @@ def evaluate(
     known = _about(found, records, options, bundle) | {"reference": _reference_name(name, references, options)}
     if options.consensus and (alone := set().union(*of_readers.values()) - set(first) - set(unsound)):
         known["warnings"].append(f"{len(alone)} cases lack a reader and are not judged: {_some(sorted(alone))}")
+    without = [task.case_id for task in tasks if task.mask is not None and task.probabilities is None]
+    if options.probabilities and without:
+        known["warnings"].append(f"{len(without)} cases have a mask and no probabilities: {_some(without)}")
     load = _loader(found, options, judgment)
     return write_folder(out, records, judgment, known, load=load, readers=readers)
 
@@ -147,6 +150,11 @@ def _tasks(found: _Found, judgment: Judgment, options: Options) -> tuple[list[Ta
     """What is to be judged, and records of the references that nobody was asked to segment."""
     paired = pair(found.masks, found.references)
     probabilities = probabilities_in(options.probabilities) if options.probabilities else {}
+    if options.probabilities and paired.both and not probabilities.keys() & set(paired.both):
+        raise DataError(
+            f"{options.probabilities.name}: none of its probabilities is of a case with mask and reference: they are "
+            f"{_some(sorted(probabilities))}, cases {_some(paired.both)}; rename them alike"
+        )
     tasks, unasked = [], []
     for case_id in (*paired.both, *paired.without_mask):
         row = found.predicted.rows.get(case_id)

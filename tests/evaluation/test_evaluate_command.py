@@ -172,6 +172,21 @@ def test_probabilities_give_calibration_and_froc(folders: tuple[Path, Path, Path
     assert "write them as (C, X, Y, Z)" in lines(out)["case_000"]["message"]
 
 
+def test_cases_without_probabilities_are_named(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    masks, references, out = folders
+    array = tmp_path / "prob" / "other_000.npz"
+    array.parent.mkdir()
+    sure = np.stack([np.where(reference(0) == value, 0.8, 0.1) for value in range(3)])
+    np.savez_compressed(array, probabilities=sure.astype(np.float16))
+    with pytest.raises(DataError, match=r"prob: none of its probabilities .* they are other_000, cases case_000"):
+        run(masks, out, "--ref", references, "--probabilities", array.parent)
+    array.rename(array.with_name("case_000.npz"))
+    _, output = run(masks, out, "--ref", references, "--probabilities", array.parent)
+    warning = "4 cases have a mask and no probabilities: case_001, case_002, case_003, case_004"
+    assert f"warning: {warning}" in output
+    assert warning in (out / "index.html").read_text(encoding="utf-8")
+
+
 def test_scores_of_the_masks_own_lesion_table_give_froc_too(folders: tuple[Path, Path, Path]) -> None:
     masks, references, out = folders
     rows = [
