@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medseg.errors import DataError
 from medseg.evaluation.findings import Finding, findings
 from medseg.evaluation.judgment import Judgment
-from medseg.evaluation.probabilities import read_probabilities
+from medseg.evaluation.probabilities import memory_mb, read_probabilities
 from medseg.geometry import grid_difference, spacing_mm
 from medseg.memory import available_mb
 from medseg.metrics import CaseMetrics, case_metrics
@@ -23,7 +23,7 @@ from medseg.reading import Scan, read_label
 
 Status = Literal["judged", "failed", "missing"]
 FEW_CASES = 8  # that are done sooner than processes start
-MB_A_PROCESS = 1500
+MB_A_PROCESS = 1500  # without probabilities
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,18 @@ def judge_all(
         jobs: processes; by cores, memory and number of cases if None.
         done: called after each case.
     """
-    jobs = jobs or (1 if len(tasks) < FEW_CASES else fitting_jobs(len(tasks)))
+    jobs = jobs or (1 if len(tasks) < FEW_CASES else fitting_jobs(tasks))
     if jobs == 1:
         return _listed(map(judge, tasks), done)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return _listed(pool.map(judge, tasks), done)
 
 
-def fitting_jobs(n_cases: int) -> int:
-    """How many processes this machine has room for."""
-    return max(1, min(os.cpu_count() or 1, available_mb() // MB_A_PROCESS, n_cases))
+def fitting_jobs(tasks: Sequence[Task]) -> int:
+    """How many processes this machine has room for, each with the largest array of probabilities."""
+    arrays = [memory_mb(task.probabilities) for task in tasks if task.probabilities is not None]
+    mb = MB_A_PROCESS + max(arrays, default=0)
+    return max(1, min(os.cpu_count() or 1, available_mb() // mb, len(tasks)))
 
 
 def judge(task: Task) -> Record:

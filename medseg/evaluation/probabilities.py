@@ -1,5 +1,6 @@
 """Probabilities that a model gave beside its masks, as arrays on disk."""
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +20,8 @@ from medseg.reading import Scan, read_grid
 SUFFIXES = (".npz", ".npy")
 NIFTI_ENDINGS = ("_probabilities.nii.gz", "_probabilities.nii")
 KEY = "probabilities"
+READ_ERRORS = (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile, zlib.error, ImageFileError)
+BYTES_A_VALUE = 12  # float32, and what inflating and scaling it takes; measured with NIfTI, the hungriest
 
 
 def probabilities_in(folder: Path) -> dict[str, Path]:
@@ -81,7 +84,7 @@ def read_array(path: Path, reference: Scan) -> NDArray[Any]:
             stored = np.moveaxis(nib.load(path).get_fdata(dtype=np.float32), -1, 0)
         else:
             stored = _loaded(path)
-    except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile, zlib.error, ImageFileError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path.name}: no array can be read there ({type(error).__name__}); write it again") from error
     if stored.shape[1:] != shape:
         raise DataError(
@@ -94,6 +97,27 @@ def read_array(path: Path, reference: Scan) -> NDArray[Any]:
     if not np.isfinite(stored).all() or stored.min() < -1e-3 or stored.max() > 1 + 1e-3:
         raise DataError(f"{path.name}: values from {stored.min():.3g} to {stored.max():.3g}; give probabilities")
     return stored
+
+
+def memory_mb(path: Path) -> int:
+    """MB that reading the array of a file takes, by its header; 0 for one that cannot be read."""
+    try:
+        return math.prod(_shape(path)) * BYTES_A_VALUE // 2**20
+    except READ_ERRORS:
+        return 0
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    if path.name.endswith(NIFTI_ENDINGS):
+        return tuple(nib.load(path).shape)
+    if not zipfile.is_zipfile(path):
+        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
+    with zipfile.ZipFile(path) as content:
+        names = content.namelist()
+        with content.open(f"{KEY}.npy" if f"{KEY}.npy" in names else names[0]) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return read(stream)[0]
 
 
 def _name(path: Path) -> str:
