@@ -30,6 +30,7 @@ from networks import dimensions, entries
 
 from medseg.data_half import build
 from medseg.memory import peak_memory_mb
+from medseg.networks.channels_last import to_channels_last
 
 OVERLAYS = {2: ["configs/quick.json", "configs/slices_2d.json"], 3: ["configs/quick.json"]}
 PATCH_2D = [96, 96]  # the phantom's slices on the grid of quick.json are hardly larger
@@ -107,6 +108,8 @@ def trained(name: str, dataset_dir: Path, job_dir: Path, settings: argparse.Name
     words = (job_dir / "probe.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     if peak_mb > settings.largest_mb:
         return {"skipped": f"one step takes more than {settings.largest_mb} MB"}
+    if code < 0 and code != -signal.SIGKILL:  # which is what `watched` sends
+        return {"error": f"one step ends by signal {-code}; see jobs/{job_dir.name}/probe.txt"}
     if code < 0:
         return {"skipped": f"three steps take more than {60 + 5 * longest_s:.0f} s"}
     if code:
@@ -142,6 +145,9 @@ def recipe_command(name: str, dataset_dir: Path, job_dir: Path, settings: argpar
 
 def probed(name: str, threads: int) -> dict[str, Any]:
     """Parameters, memory and seconds of a training step at the recipe's patches and batch; the fastest of three."""
+    sys.path.insert(0, str(ROOT))
+    from workflows.training import prepared_network  # MONAI's seconds, for this process alone
+
     torch.set_num_threads(threads)
     entry = entries()[name]
     spatial_dims = dimensions(entry)
@@ -152,8 +158,13 @@ def probed(name: str, threads: int) -> dict[str, Any]:
     network = build(recipe, "network_def")
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"{name} is no network")
-    layout = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
-    network = network.to(memory_format=layout).train()  # type: ignore[call-overload]
+    network = prepared_network(
+        network,
+        "cpu",
+        spatial_dims,
+        channels_last=recipe["channels_last"],
+        checkpoint_activations=recipe["checkpoint_activations"],
+    ).train()
     optimizer = torch.optim.AdamW(network.parameters())
     patch_size = PATCH_2D if spatial_dims == 2 else recipe["patch_size"]
     images = torch.randn(recipe["batch_size"] * recipe["patches_per_case"], 1, *patch_size)
@@ -162,7 +173,7 @@ def probed(name: str, threads: int) -> dict[str, Any]:
         started = time.perf_counter()
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            logits = network(images.contiguous(memory_format=layout))
+            logits = network(to_channels_last(images) if recipe["channels_last"] else images)
         heads = logits if isinstance(logits, list | tuple) else [logits]
         torch.stack([head.float().square().mean() for head in heads]).sum().backward()
         optimizer.step()

@@ -74,20 +74,23 @@ def halved(phantom: Path, folder: Path) -> dict[str, list[str]]:
     return halves
 
 
-def write_dataset(folder: Path, way: Way, halves: Mapping[str, Sequence[str]]) -> Path:
-    """The data set of one way, in MSD layout; images and labels stay where they are."""
+def write_dataset(folder: Path, phantom: Path, way: Way, halves: Mapping[str, Sequence[str]]) -> Path:
+    """The data set of one way, in MSD layout beside the phantom; images and labels stay where they are."""
     folder.mkdir(parents=True, exist_ok=True)
     members = sorted(case_id for half in way.halves for case_id in halves[half])
-    held_out = sorted(path.name for path in (folder.parent / "phantom" / "labelsTs").iterdir())
+    held_out = sorted(path.name for path in (phantom / "labelsTs").iterdir())
     description: dict[str, Any] = {
         "synthetic": True,
         "labels": {"0": "background", "1": "liver", "2": "tumor"},
         "modality": {"0": "CT"},
         "training": [
-            {"image": f"../phantom/imagesTr/{case_id}.nii.gz", "label": f"../halves/{case_id}.nii.gz"}
+            {"image": f"../{phantom.name}/imagesTr/{case_id}.nii.gz", "label": f"../halves/{case_id}.nii.gz"}
             for case_id in members
         ],
-        "test": [{"image": f"../phantom/imagesTs/{name}", "label": f"../phantom/labelsTs/{name}"} for name in held_out],
+        "test": [
+            {"image": f"../{phantom.name}/imagesTs/{name}", "label": f"../{phantom.name}/labelsTs/{name}"}
+            for name in held_out
+        ],
     }
     if way.told:
         description["labeled"] = {case_id: [half] for half in way.halves for case_id in halves[half]}
@@ -98,14 +101,14 @@ def write_dataset(folder: Path, way: Way, halves: Mapping[str, Sequence[str]]) -
     return folder
 
 
-def trained(way: Way, dataset: Path, *, epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
+def trained(way: Way, dataset: Path, *, cases: int, epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
     """Train, or take what an earlier start has left; Dice of each region on the held-out cases, and seconds."""
     name = f"{dataset.name}_{epochs}epochs_batch{batch_size}_seed{seed}"
     numbers = NUMBERS | {"max_epochs": epochs, "val_interval": epochs, "batch_size": batch_size}
     result = dataset.parent / f"{name}.json"
     if result.is_file():
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        if found["numbers"] == numbers:
+        if (found.get("cases"), found["numbers"]) == (cases, numbers):
             return found
     overlay = dataset.parent / f"{name}_overlay.json"
     overlay.write_text(json.dumps(numbers), encoding="utf-8")
@@ -133,10 +136,17 @@ def trained(way: Way, dataset: Path, *, epochs: int, batch_size: int, seed: int)
         "seed": seed,
         **{f"{region}_dice": scores.get(f"held_out_{region}_dice") for region in ("liver", "tumor")},
         "seconds": round(time.monotonic() - started, 1),
+        "cases": cases,
         "numbers": numbers,
     }
     result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def mean_or_dash(values: Sequence[float | None]) -> str:
+    """Mean of the seeds as the table has it; a dash if one of them has no figure."""
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.3f}" if known and len(known) == len(values) else "-"
 
 
 def main() -> None:
@@ -150,24 +160,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="where the figures go, as JSON")
     options = parser.parse_args()
     folder = options.folder.resolve()
-    if not (folder / "phantom" / "dataset.json").is_file():
-        make_phantom(folder / "phantom", cases=options.cases, seed=11)
-    halves = halved(folder / "phantom", folder / "halves")
+    phantom = folder / f"phantom_{options.cases}"
+    if not (phantom / "dataset.json").is_file():
+        make_phantom(phantom, cases=options.cases, seed=11)
+    halves = halved(phantom, folder / "halves")
     rows = []
     for seed in range(options.seeds):
         for way in WAYS:
-            dataset = write_dataset(folder / way.name.replace(" = ", "_").replace(" ", "_"), way, halves)
+            dataset = write_dataset(folder / way.name.replace(" = ", "_").replace(" ", "_"), phantom, way, halves)
             share = 2 // len(way.halves)  # a half has half the steps an epoch
             epochs = options.epochs * (share if options.equal == "steps" else 1)
             batch_size = BATCH_SIZE // (share if options.equal == "updates" else 1)
-            rows.append(trained(way, dataset, epochs=epochs, batch_size=batch_size, seed=seed))
+            rows.append(trained(way, dataset, cases=options.cases, epochs=epochs, batch_size=batch_size, seed=seed))
             print(f"{way.name}, seed {seed}: {rows[-1]['seconds']:.0f} s", flush=True)
     print(f"{'way':<24} {'liver Dice':>10} {'tumor Dice':>10} {'seconds':>8}")
     for way in WAYS:
         own = [row for row in rows if row["way"] == way.name]
-        figures = [mean(row[f"{region}_dice"] or 0.0 for row in own) for region in ("liver", "tumor")]
+        liver, tumor = (mean_or_dash([row[f"{region}_dice"] for row in own]) for region in ("liver", "tumor"))
         seconds = mean(row["seconds"] for row in own)
-        print(f"{way.name:<24} {figures[0]:>10.3f} {figures[1]:>10.3f} {seconds:>8.0f}")
+        print(f"{way.name:<24} {liver:>10} {tumor:>10} {seconds:>8.0f}")
     if options.out:
         options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
