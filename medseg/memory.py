@@ -1,6 +1,7 @@
 """What this process uses; the one module with calls that only some systems have."""
 
 import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from medseg.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h; blocks below these sizes stay with the process
 M_ARENA_MAX = -8  # one heap for all threads: the heaps of further threads hold no large blocks
+
+NO_RESERVING = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}  # of file systems that cannot do it
 
 SCAN_LIMIT = "MEDSEG_MAX_SCAN_MB"  # environment variable
 LEAST_SCAN_LIMIT_MB = 256  # a machine that has less left says so by itself
@@ -55,6 +58,24 @@ def keep_freed_memory() -> bool:
         return False
     wanted = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
     return all(mallopt(setting, value) == 1 for setting, value in wanted)
+
+
+def reserve(file: Path, size: int) -> None:
+    """Make a file `size` bytes long, zeros from its end on, with room for all of them where system and disk can.
+
+    A file with holes that is written through a mapping would else end the process (SIGBUS) once the disk is full.
+
+    Raises:
+        OSError: ENOSPC, if the disk has no room for it.
+    """
+    with file.open("rb+") as opened:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(opened.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in NO_RESERVING:
+                    raise
+        opened.truncate(size)
 
 
 def available_mb() -> int:

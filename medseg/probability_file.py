@@ -1,7 +1,6 @@
 """Probabilities on the scan's own grid, written tile by tile; never whole in memory."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.grid import Grid, turned
+from medseg.memory import reserve
 from medseg.nifti_header import header_bytes
 
 PROBABILITY_STEPS = 65535
@@ -19,7 +19,11 @@ MAPPED_BYTES = 2**26  # in memory before the file is mapped anew
 class ProbabilityFile:
     """A NIfTI file of zeros `(X, Y, Z, C)` that is filled tile by tile.
 
-    It is mapped anew after some tiles: what has been written then counts no longer as this process's memory.
+    It is mapped anew after some tiles: what has been written then counts no longer as this process's memory. The
+    mapping is no local variable anywhere: an error's traceback would keep it open, and Windows removes no mapped file.
+
+    Raises:
+        OSError: if the disk has no room for all of it.
     """
 
     def __init__(self, path: Path, channels: int, grid: Grid, temperature: float) -> None:
@@ -31,17 +35,20 @@ class ProbabilityFile:
         self.offset, self.unseen = len(header), 0
         self.mapped: NDArray[np.uint16] | None = None
         path.write_bytes(header)
-        os.truncate(path, len(header) + 2 * math.prod(self.shape))
+        reserve(path, len(header) + 2 * math.prod(self.shape))
 
     def write(self, where: tuple[slice, slice, slice], probabilities: NDArray[np.float32]) -> None:
         """Probabilities `(C, *tile)` at scan voxels, axes in working order."""
         if self.mapped is None:
-            stored = np.memmap(self.path, "<u2", "r+", self.offset, self.shape, order="F")
-            self.mapped = turned(stored.transpose(3, 0, 1, 2), self.grid)
+            self.mapped = turned(self._map().transpose(3, 0, 1, 2), self.grid)
         self.mapped[(slice(None), *where)] = np.rint(probabilities * PROBABILITY_STEPS)
         self.unseen += probabilities.nbytes
         if self.unseen > MAPPED_BYTES:
-            self.mapped, self.unseen = None, 0
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.mapped, self.unseen = None, 0
 
     def fill_outside(self) -> None:
         """Background, the first channel, beyond what the grid's box decides about."""
@@ -54,5 +61,7 @@ class ProbabilityFile:
                     self._fill(where)
 
     def _fill(self, where: Sequence[slice]) -> None:
-        stored = np.memmap(self.path, "<u2", "r+", self.offset, self.shape, order="F")
-        turned(stored[..., 0], self.grid)[tuple(where)] = PROBABILITY_STEPS
+        turned(self._map()[..., 0], self.grid)[tuple(where)] = PROBABILITY_STEPS
+
+    def _map(self) -> NDArray[np.uint16]:
+        return np.memmap(self.path, "<u2", "r+", self.offset, self.shape, order="F")

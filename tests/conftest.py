@@ -3,6 +3,8 @@
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +55,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real scans here: set MEDSEG_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if not sys.platform.startswith("linux") or mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here: needs Linux and root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

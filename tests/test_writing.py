@@ -1,7 +1,5 @@
 import gzip
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -131,19 +129,6 @@ def test_more_bytes_than_were_written_do_not_read_back(tmp_path, label, monkeypa
     monkeypatch.setattr(writing, "_write", longer_write)
     with pytest.raises(DataError, match=r"label.nii: reads back differently than written"):
         write_nifti(label, ROTATED, tmp_path / "label.nii")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    command = [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
-    if not sys.platform.startswith("linux") or mount is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here: needs Linux and root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize("name", ["label.nii", "label.nii.gz"])

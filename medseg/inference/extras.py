@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from medseg.data_half import literal
 from medseg.formats import Structures, write_formats, write_label_tables
 from medseg.inference.cases import Case
 from medseg.inference.messages import Extras, Row
+from medseg.inference.out_files import left_over_of
 from medseg.inference.predictor import Answer
 from medseg.inference.tables import about_pages
 from medseg.reading import Scan
@@ -76,11 +78,17 @@ class CaseExtras:
         return voxels * (4 * outputs * self.extras.probabilities + self.extras.confidence) / 2**20
 
     def probability_file(self, case: Case) -> Path | None:
-        """Where the network's probabilities go while they come in; None if they are not asked for."""
+        """Where the network's probabilities go while they come in; None if they are not asked for.
+
+        What a process that died of the case has left there is removed: it is large, and the case is this one's now.
+        """
         if not self.extras.probabilities:
             return None
-        target = self.out / f"{case.case_id}{PROBABILITIES_ENDING}"
-        return target.with_name(f".{uuid4().hex[:8]}-{target.name.removesuffix('.gz')}")
+        target = self.out / f"{case.case_id}{PROBABILITIES_ENDING}".removesuffix(".gz")
+        for path in left_over_of(target):
+            with suppress(OSError):
+                path.unlink()
+        return target.with_name(f".{uuid4().hex[:8]}-{target.name}")
 
     def write(
         self,

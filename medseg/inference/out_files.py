@@ -60,6 +60,12 @@ def sweep(folder: Path, *, older_than_s: float) -> int:
     return removed
 
 
+def left_over_of(target: Path) -> list[Path]:
+    """What killed processes began of one file: named as `aside` names it, perhaps twice."""
+    name = re.compile(rf"(\.[0-9a-f]{{8}}-)+{re.escape(target.name)}")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)] if target.parent.is_dir() else []
+
+
 def _create_plainly(path: Path, text: str) -> bool:
     try:
         _write_new(path, text)

@@ -13,6 +13,7 @@ from small_bundle import make_bundle, write_scan
 from medseg.errors import DataError
 from medseg.inference.cases import Case
 from medseg.inference.estimates import forecast, needs_of
+from medseg.inference.extras import CaseExtras
 from medseg.inference.faults import Failure
 from medseg.inference.messages import Extras, Setup
 from medseg.inference.predictor import Answer
@@ -177,3 +178,15 @@ def test_every_failure_has_a_message():
 
     job = Job(Case("a", ()), step="network")
     assert failure_in(Mute(), job, ValueError("x")) == Failure("crash", "ValueError", "network")
+
+
+def test_probabilities_of_a_process_that_died_are_removed_before_the_next_try(setup):
+    kept = [".0123abcd-b-a_probabilities.nii", ".0123abcd-a_seg.nii.gz", "a_probabilities.nii.gz"]
+    left = [".0123abcd-a_probabilities.nii", ".89efab01-.0123abcd-a_probabilities.nii"]
+    setup.out.mkdir()
+    for name in (*kept, *left):
+        (setup.out / name).write_bytes(b"")
+    extras = CaseExtras(setup.bundle, setup.out, Extras(probabilities=True), model="", precision="float32")
+    assert extras.probability_file(Case("a", ())).name not in left
+    assert sorted(path.name for path in setup.out.iterdir() if not path.name.startswith("labels")) == sorted(kept)
+    assert extras.probability_file(Case("deep/a", ())).parent == setup.out / "deep"
