@@ -149,11 +149,19 @@ class LabelMaker:
         channels = len(first.logits)
         voxel_type: Any = np.uint8 if self._highest_value(channels) < 256 else np.uint16
         label: Labels = np.zeros(grid.scan_shape, voxel_type, order="F")
-        seen = turned(label, grid)
         stored = None if path is None else ProbabilityFile(path, channels, grid, self.temperature)
-        if stored is not None and self.values is None:
-            stored.fill_outside()
-        for tile in chain([first], remaining):
+        try:
+            if stored is not None and self.values is None:
+                stored.fill_outside()
+            self._fill(turned(label, grid), chain([first], remaining), stored, watch)
+        finally:
+            if stored is not None:
+                stored.close()
+        return label
+
+    def _fill(self, seen: Labels, tiles: Iterable[Tile], stored: ProbabilityFile | None, watch: Watch | None) -> None:
+        """Labels into `seen`, axes in working order; probabilities into `stored`."""
+        for tile in tiles:
             if watch is not None:
                 tile = replace(tile, asked={})
             found = winner(tile) if self.values is None else painted(tile, self.values)
@@ -165,7 +173,6 @@ class LabelMaker:
                 watch(tile, found)
             if stored is not None:
                 stored.write(tile.where, self._probabilities(tile))
-        return label
 
     def _highest_value(self, channels: int) -> int:
         if self.values is None:

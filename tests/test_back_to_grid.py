@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -255,6 +256,30 @@ def test_probabilities_are_those_of_interpolated_logits_on_the_scans_grid(
     np.testing.assert_allclose(turned[0][outside], activation == "softmax", atol=1e-6)  # background, or no region
     assert not turned[1][outside].any()
     assert [entry.name for entry in tmp_path.iterdir()] == ["case.nii"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is mapped")
+@pytest.mark.parametrize("place", ["writing", "watching"])
+def test_an_error_keeps_no_file_of_probabilities_open(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError(place)
+
+    def watch(tile: Tile, _: object) -> None:
+        if any(side.start for side in tile.where):  # not the first: its probabilities are written
+            fails()
+
+    if place == "writing":
+        monkeypatch.setattr("medseg.probability_file.np.rint", fails)
+    grid = GRIDS[1]
+    path = tmp_path / "case.nii"
+    slabs = [(slice(0, grid.shape[0]), organs(2, grid.shape))]
+    with pytest.raises(MemoryError, match=place) as error:
+        LabelMaker().from_slabs(slabs, grid, probabilities=path, watch=watch if place == "watching" else None)
+    assert error.tb is not None  # holds the frames, as whoever tells of the error does
+    assert "case.nii" not in Path("/proc/self/maps").read_text()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_autocast_around_it_rounds_no_logit() -> None:
