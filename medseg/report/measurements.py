@@ -27,7 +27,6 @@ def measure(
     lesion_region: str | None = None,
     found: Lesions | None = None,
     hu: NDArray[np.generic] | None = None,
-    probability: NDArray[np.floating[Any]] | None = None,
 ) -> tuple[Row, list[Row]]:
     """Measurements of a case, and of each of its lesions.
 
@@ -38,17 +37,16 @@ def measure(
         lesion_region: region whose connected pieces are the lesions; none are sought if absent.
         found: its lesions, where they are known.
         hu: the CT `(X, Y, Z)`; without it lesions have no mean HU.
-        probability: of the lesion region `(X, Y, Z)`; without it lesions have no mean probability.
 
     Returns:
         The case's row: `<region>_ml` a region, and of the organ around the lesions `<organ>_without_<lesions>_ml`;
         `lesion_count`, `longest_diameter_mm` (of all lesions in axial planes; both None without `lesion_region`; 0.0 mm
         without a lesion). Then one row a lesion, largest first: `lesion` (from 1), `volume_ml`,
-        `longest_in_plane_diameter_mm`, `longest_3d_diameter_mm`, `mean_hu`, `mean_probability`, `location` in the organ
-        in simple terms, and its centroid `x_mm, y_mm, z_mm` (RAS).
+        `longest_in_plane_diameter_mm`, `longest_3d_diameter_mm`, `mean_hu`, `location` in the organ in simple terms,
+        and its centroid `x_mm, y_mm, z_mm` (RAS).
 
     Raises:
-        ValueError: if `hu` or `probability` is of another shape.
+        ValueError: if `hu` is of another shape.
     """
     facts, voxel_ml = LabelFacts.of(label), voxel_volume_ml(affine)
     row: Row = {f"{name}_ml": facts.voxels(values) * voxel_ml for name, values in regions.items()}
@@ -59,8 +57,7 @@ def measure(
         row[f"{without_lesions(organ, lesion_region)}_ml"] = row[f"{organ}_ml"] - row[f"{lesion_region}_ml"]
     found = Lesions.of(facts, regions[lesion_region]) if found is None else found
     lesions = _lesion_rows(found, affine)
-    _add_means(lesions, found, "mean_hu", hu)
-    _add_means(lesions, found, "mean_probability", probability)
+    _add_mean_hu(lesions, found, hu)
     around = None if organ is None else facts.box(regions[organ])
     where = None if around is None else _Extent.of(around, affine)
     for lesion in lesions:
@@ -170,17 +167,17 @@ def _lesion_rows(found: Lesions, affine: NDArray[np.float64]) -> list[Row]:
     return rows
 
 
-def _add_means(lesions: Sequence[Row], found: Lesions, name: str, values: NDArray[Any] | None) -> None:
-    """Add to each lesion's row the mean of `values` over its voxels; None where there are no values."""
+def _add_mean_hu(lesions: Sequence[Row], found: Lesions, hu: NDArray[np.generic] | None) -> None:
+    """Add to each lesion's row the mean HU of its voxels; None without a CT."""
     means: Sequence[float | None] = [None] * len(lesions)
-    if values is not None and values.shape != found.shape:
-        raise ValueError(f"{name}: values of {values.shape} voxels for a label of {found.shape}; give both on one grid")
-    if values is not None and lesions:
+    if hu is not None and hu.shape != found.shape:
+        raise ValueError(f"mean_hu: values of {hu.shape} voxels for a label of {found.shape}; give both on one grid")
+    if hu is not None and lesions:
         inside = np.nonzero(found.numbers)
-        sums = np.bincount(found.numbers[inside], weights=values[found.box][inside].astype(np.float64))
+        sums = np.bincount(found.numbers[inside], weights=hu[found.box][inside].astype(np.float64))
         means = (sums[1:] / found.sizes).tolist()
     for lesion, mean in zip(lesions, means, strict=True):
-        lesion[name] = mean
+        lesion["mean_hu"] = mean
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -136,12 +136,11 @@ def test_the_organ_is_measured_with_and_without_its_lesions(label):
 
 def test_means_are_over_the_lesions_own_voxels(label):
     hu = np.random.default_rng(0).normal(60, 20, label.shape).astype(np.float32)
-    _, lesions = measure(label, AFFINE, regions=REGIONS, lesion_region="tumor", hu=hu, probability=hu / 100)
+    _, lesions = measure(label, AFFINE, regions=REGIONS, lesion_region="tumor", hu=hu)
     numbers = connected_lesions(label == 2)
     for lesion in lesions:
         mean = hu[numbers == lesion["lesion"]].astype(np.float64).mean()
         assert lesion["mean_hu"] == pytest.approx(mean)
-        assert lesion["mean_probability"] == pytest.approx(mean / 100, rel=1e-5)
     _, unknown = measure(label, AFFINE, regions=REGIONS, lesion_region="tumor")
     assert {lesion["mean_hu"] for lesion in unknown} == {None}
 
@@ -159,9 +158,8 @@ def test_lesions_are_located_in_their_organ_in_simple_terms(signs):
 
 def test_what_lies_on_another_grid_is_refused(label):
     other = np.zeros((*label.shape[:2], label.shape[2] + 1))
-    for more in ({"hu": other}, {"probability": other}):
-        with pytest.raises(ValueError, match="give both on one grid"):
-            measure(label, AFFINE, regions=REGIONS, lesion_region="tumor", **more)
+    with pytest.raises(ValueError, match="give both on one grid"):
+        measure(label, AFFINE, regions=REGIONS, lesion_region="tumor", hu=other)
 
 
 def test_facts_and_lesions_that_are_known_give_the_same_numbers(label):
