@@ -13,11 +13,22 @@ from medseg.evaluation.judgment import Judgment
 from medseg.geometry import bounding_box
 from medseg.reading import Scan
 from medseg.regions import is_one_of
-from medseg.report.views import ACROSS, PatientArray, Plane, Scene, around, as_data_uri, css_colors, picture, to_patient
+from medseg.report.views import (
+    ACROSS,
+    UPRIGHT,
+    PatientArray,
+    Plane,
+    Scene,
+    around,
+    as_data_uri,
+    css_colors,
+    own_window,
+    picture,
+    to_patient,
+)
 
 MOST = 10
 SIZE = 340
-UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0])  # an image has no patient: first axis to the right, second down
 NAMES = ("prediction", "reference")  # in the order of the colors
 
 
@@ -99,7 +110,7 @@ def draw(loaded: Loaded, judgment: Judgment, region: str) -> tuple[Mapping[str, 
     pred, reference = (is_one_of(label, values) for label in (loaded.pred, loaded.reference.voxels))
     both = to_patient(pred + np.uint8(2) * reference, affine)  # 1: predicted alone, 2: of the reference alone
     voxels = _gray(loaded, affine)
-    window = judgment.window if judgment.window and loaded.image is not None else _own_window(voxels.voxels)
+    window = judgment.window if judgment.window and loaded.image is not None else own_window(voxels.voxels)
     scene = Scene(voxels, window, both, {"prediction": [1, 3], "reference": [2, 3]})
     wrong = is_one_of(both.voxels, [1, 2])
     planes: tuple[Plane, ...] = ("axial",) if judgment.unit == "px" else ("axial", "coronal")
@@ -131,8 +142,3 @@ def _gray(loaded: Loaded, affine: NDArray[np.float64]) -> PatientArray:
     if voxels.shape[:3] != loaded.reference.voxels.shape:
         raise DataError(f"the scan is {voxels.shape} and the reference {loaded.reference.voxels.shape}")
     return to_patient(voxels[..., 0] if voxels.ndim == 4 else voxels, affine)
-
-
-def _own_window(voxels: NDArray[np.generic]) -> tuple[float, float]:
-    low, high = np.percentile(voxels.astype(np.float32), (1, 99.5))
-    return float(low), float(high) if high > low else float(low) + 1

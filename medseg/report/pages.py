@@ -22,6 +22,7 @@ from medseg.notices import SYNTHETIC, notice
 from medseg.regions import LabelFacts, Lesions
 from medseg.report.views import (
     ACROSS,
+    UPRIGHT,
     Plane,
     Scene,
     around,
@@ -29,6 +30,7 @@ from medseg.report.views import (
     box_to_patient,
     css_colors,
     montage,
+    own_window,
     picture,
     to_patient,
 )
@@ -36,7 +38,6 @@ from medseg.writing import aside
 
 Row = Mapping[str, Any]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0])  # an image has no patient: its columns run to the right, its rows down
 MOST_LESIONS = 15  # of a case's table, so that a page stays one sheet; lesions.csv has all
 MOST_LETTERS = 300  # of a text in the list
 BODY = "<main>\n"  # of a case's page
@@ -127,7 +128,7 @@ def draw_case(
     numbers = None
     if lesions is not None and lesions.sizes:
         numbers = to_patient(lesions.numbers, affine, box=lesions.box, shape=lesions.shape)
-    window = about.window or _own_window(image)
+    window = about.window or own_window(image)
     scene = Scene(shown, window, to_patient(facts.label, affine), about.regions, numbers)
     if about.unit == "px":
         flat = picture(scene, "axial", 0, marks=False, size=640)
@@ -316,12 +317,6 @@ def _middle(mask: NDArray[np.bool_], box: Box, shape: Sequence[int], affine: NDA
             nearest: list[int] = places[away.argmin()].tolist()
             return nearest
         reach *= 2
-
-
-def _own_window(image: NDArray[np.generic]) -> tuple[float, float]:
-    sample = image[tuple(slice(None, None, max(1, length // 64)) for length in image.shape)]
-    low, high = np.percentile(sample.astype(np.float32), (1, 99.5))
-    return float(low), float(high)
 
 
 def _shown(value: Any, decimals: int) -> str:

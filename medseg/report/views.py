@@ -32,6 +32,7 @@ SCALE_BARS_MM = (100, 50, 20, 10, 5)
 LONGEST_SHARE = 0.35  # of the picture's width that the scale bar may take
 MARGIN_MM = 15.0
 JPEG_QUALITY = 88
+UPRIGHT = np.diag([-1.0, -1.0, 1.0, 1.0])  # an image has no patient: its columns run to the right, its rows down
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,13 @@ def to_patient(
     if box is None or shape is None:
         return PatientArray(turned, spacing)
     return PatientArray(turned, spacing, box_to_patient(box, shape, affine), tuple(shape[axis] for axis in order))
+
+
+def own_window(voxels: NDArray[np.generic]) -> tuple[float, float]:
+    """Black and white of an image without a window of its own: the 1st and the 99.5th percentile of a sample of it."""
+    sample = voxels[tuple(slice(None, None, max(1, length // 64)) for length in voxels.shape)]
+    low, high = (float(value) for value in np.percentile(sample.astype(np.float32), (1, 99.5)))
+    return low, high if high > low else low + 1
 
 
 def box_to_patient(box: Box, shape: Sequence[int], affine: NDArray[np.float64]) -> Box:

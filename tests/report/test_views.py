@@ -17,6 +17,7 @@ from medseg.report.views import (
     box_to_patient,
     montage,
     outline,
+    own_window,
     picture,
     plane_of,
     to_patient,
@@ -160,3 +161,9 @@ def test_a_montage_runs_from_head_to_feet_through_the_region():
 
 def test_a_picture_becomes_text_that_a_page_holds():
     assert as_data_uri(Image.new("RGB", (4, 4))).startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_the_window_of_an_image_spans_it_and_that_of_an_even_one_is_none_the_less_wide():
+    ramp = np.broadcast_to(np.linspace(0, 1000, 200), (200, 200, 200))
+    assert own_window(ramp) == pytest.approx((10, 995), abs=20)
+    assert own_window(np.full((3, 4, 1), 7, np.int16)) == (7, 8)
