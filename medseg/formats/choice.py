@@ -1,6 +1,6 @@
 """The formats that a person may ask for beside the NIfTI mask, and how a case's files are named."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -79,7 +79,7 @@ def write_formats(
     separate = label_segments(structures.labels, structures.regions)
     whole = region_segments(structures.regions)
     warnings = []
-    for path in (path for kind in FORMATS if kind not in formats for path in _files(kind, stem, structures)):
+    for path in (path for kind in FORMATS if kind not in formats for path in _files(kind, stem, structures.regions)):
         path.unlink(missing_ok=True)
     for kind in formats:
         try:
@@ -98,9 +98,14 @@ def write_formats(
                 )
         except DataError as error:
             warnings.append(f"no {_named(kind)}: {error}")
-            for path in _files(kind, stem, structures):  # an earlier mask's must not stand beside this one
+            for path in _files(kind, stem, structures.regions):  # an earlier mask's must not stand beside this one
                 path.unlink(missing_ok=True)
     return warnings
+
+
+def format_paths(stem: Path, regions: Iterable[str]) -> list[Path]:
+    """Every file that `write_formats` may write for a case of a model with these regions, there or not."""
+    return [path for kind in FORMATS for path in _files(kind, stem, regions)]
 
 
 def write_label_tables(folder: Path, structures: Structures) -> None:
@@ -136,8 +141,8 @@ def _dicom_writer(kind: Format) -> Callable[..., None]:
     return write_rtstruct
 
 
-def _files(kind: Format, stem: Path, structures: Structures) -> list[Path]:
-    endings = [f"_{name}.stl" for name in structures.regions] if kind == "stl" else [_ENDINGS[kind]]
+def _files(kind: Format, stem: Path, regions: Iterable[str]) -> list[Path]:
+    endings = [f"_{name}.stl" for name in regions] if kind == "stl" else [_ENDINGS[kind]]
     return [stem.with_name(f"{stem.name}{ending}") for ending in endings]
 
 

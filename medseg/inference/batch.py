@@ -17,7 +17,7 @@ from medseg.inference.ledger import Ledger
 from medseg.inference.messages import NO_EXTRAS, Extras, Result, Row, Setup
 from medseg.inference.settings import RunSettings
 from medseg.inference.supervisor import Stop, Supervisor
-from medseg.inference.tables import MASK_ENDING, Tables, report_columns, with_own_columns
+from medseg.inference.tables import MASK_ENDING, Tables, further_paths, report_columns, with_own_columns
 from medseg.inference.worker import InProcess, WorkerProcess
 from medseg.notices import SYNTHETIC
 from medseg.reading import ScanSource
@@ -276,7 +276,7 @@ class FolderRun:
         """Record the failures that are not part of a streak that may yet stop the run."""
         streak = set(self._supervisor.streak.case_ids)
         for case, row in [held for held in self._held if held[0].case_id not in streak]:
-            self.ledger.record(case, row, [])
+            self.ledger.record(case, row, [], further=further_paths(self.out, case, self.bundle))
             self._held.remove((case, row))
         self._tables.write_now_and_then(self._rows.values(), self._all_lesions())
 

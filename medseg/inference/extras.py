@@ -16,7 +16,7 @@ from medseg.inference.cases import Case
 from medseg.inference.messages import Extras, Row
 from medseg.inference.out_files import left_over_of
 from medseg.inference.predictor import Answer
-from medseg.inference.tables import about_pages
+from medseg.inference.tables import CONFIDENCE_ENDINGS, INSTANCES_ENDING, PROBABILITIES_ENDING, about_pages
 from medseg.reading import Scan
 from medseg.regions import LabelFacts, Lesions
 from medseg.report.flags import FlagRules, doubt_flags, flags_of
@@ -25,9 +25,6 @@ from medseg.writing import write_compressed, write_mask_png, write_nifti
 
 logger = logging.getLogger(__name__)
 
-INSTANCES_ENDING = "_instances.nii.gz"
-CONFIDENCE_ENDINGS = {"mm": "_confidence.nii.gz", "px": "_confidence.png"}
-PROBABILITIES_ENDING = "_probabilities.nii.gz"
 PERCENT = "confidence in percent: probability of the voxel's label, 0 where background"
 
 

@@ -180,10 +180,12 @@ class Ledger:
         *,
         inputs_sha256: Sequence[str] = (),
         mask: Path | None = None,
+        further: Sequence[Path] = (),
     ) -> None:
         """Write down that a claimed case is done or has failed, and release it.
 
-        The mask that an earlier run wrote for a case that has failed now is removed: it is not this scan's.
+        The mask that an earlier run wrote for a case that has failed now is removed, and what shows it: they are not
+        this scan's.
 
         Args:
             case: which.
@@ -191,6 +193,7 @@ class Ledger:
             lesions: rows of `lesions.csv`.
             inputs_sha256: of each scan, as read; empty if none was read to its end.
             mask: the file that was written under its final name, if any.
+            further: files that show an earlier mask of a case that has failed, there or not.
 
         Raises:
             OSError: if OUT cannot be written.
@@ -213,7 +216,8 @@ class Ledger:
             self._remove_unrecorded(case)
             before = self._records.read(name)
             if before and before["mask"] and not self._kept_mask(case, before):
-                (self.out / before["mask"]["name"]).unlink(missing_ok=True)
+                for path in (self.out / before["mask"]["name"], *further):
+                    path.unlink(missing_ok=True)
         self._records.write(name, content)
         for known in (self._claimed, self._inputs, self._written):
             known.pop(name, None)

@@ -30,6 +30,9 @@ LESION_COLUMNS = {
     "px": ("case_id", "lesion", "area_px", "longest_diameter_px", "mean_probability", "x_px", "y_px"),
 }
 MASK_ENDING = {"mm": "_seg.nii.gz", "px": "_seg.png"}
+INSTANCES_ENDING = "_instances.nii.gz"
+CONFIDENCE_ENDINGS = {"mm": "_confidence.nii.gz", "px": "_confidence.png"}
+PROBABILITIES_ENDING = "_probabilities.nii.gz"
 CONFIDENCE, AGREEMENT = "_confidence", "_agreement"  # columns of a region: mean probability; Dice between members
 HIDDEN_COLUMNS = ("extras",)  # of a row, and in no table
 SHORTEST_S = 5.0  # between two writings of the tables while cases are being done
@@ -40,6 +43,16 @@ COST_SHARE = 0.05  # of the time may go into tables, however many rows they have
 def mask_path(out: Path, case: Case, bundle: Bundle) -> Path:
     """Where the mask of a case belongs."""
     return out / f"{case.case_id}{MASK_ENDING[bundle.unit]}"
+
+
+def further_paths(out: Path, case: Case, bundle: Bundle) -> list[Path]:
+    """Every file beside its mask that a case may have, there or not."""
+    from medseg.formats.choice import format_paths
+    from medseg.report.pages import page_path
+
+    endings = (INSTANCES_ENDING, CONFIDENCE_ENDINGS[bundle.unit], PROBABILITIES_ENDING)
+    maps = [out / f"{case.case_id}{ending}" for ending in endings]
+    return [*maps, *format_paths(out / case.case_id, bundle.regions), page_path(out, case.case_id)]
 
 
 def report_columns(

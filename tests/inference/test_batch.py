@@ -5,11 +5,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from small_bundle import make_bundle, write_scans
+from small_bundle import make_bundle, write_scan, write_scans
 
 from medseg.bundle import Bundle
 from medseg.data import find_scans
 from medseg.inference import predict_folder
+from medseg.inference.batch import Options
+from medseg.inference.messages import Extras
 
 
 @pytest.fixture
@@ -58,6 +60,30 @@ def test_the_same_scan_gives_the_same_bytes(tmp_path: Path, bundle: Bundle) -> N
     for out in ("one", "two"):
         predict_folder(samples, tmp_path / out, bundle)
     assert (tmp_path / "one/a_seg.nii.gz").read_bytes() == (tmp_path / "two/a_seg.nii.gz").read_bytes()
+
+
+def test_nothing_shows_an_earlier_mask_of_a_case_that_fails_now(tmp_path: Path, bundle: Bundle) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    for name in ("a", "deep/b"):
+        write_scan(scans / f"{name}.nii.gz")
+    every = Extras(pages=True, formats=("nrrd", "stl"), instances=True, confidence=True, probabilities=True)
+    samples = find_scans(scans, channels=["ct"])
+    predict_folder(samples, out, bundle, options=Options(extras=every))
+    of_b = {path.name for path in (out / "deep").iterdir()}
+    assert len(of_b) == 7  # mask, instances, confidence, probabilities, .seg.nrrd and two surfaces
+    for name in ("a", "deep/b"):
+        for ending in ("_seg.dcm", "_rtstruct.dcm"):  # of a series that has become a file
+            (out / f"{name}{ending}").touch()
+    (scans / "deep" / "b.nii.gz").write_bytes(b"broken")
+    rows = predict_folder(samples, out, bundle, options=Options(extras=every))
+    assert [row["status"] for row in rows] == ["done", "failed"]
+    assert not list((out / "deep").iterdir())
+    assert not (out / "cases" / "deep" / "b.html").exists()
+    assert {path.name for path in out.glob("a[_.]*")} == {f"a{name[1:]}" for name in of_b} | {
+        "a_seg.dcm",
+        "a_rtstruct.dcm",
+    }
+    assert (out / "cases" / "a.html").exists()
 
 
 def test_random_weights_do_make_a_mask(bundle: Bundle) -> None:

@@ -228,6 +228,22 @@ def test_a_failure_leaves_an_edited_mask_alone(out, case):
     assert mask.read_bytes() == b"edited while it was being done"
 
 
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_shows_a_mask_goes_and_stays_with_it(out, case, edited):
+    mask = do(reopened(out), case)
+    page = out / "cases" / "page.html"
+    page.parent.mkdir()
+    page.touch()
+    ledger = reopened(out)
+    with ledger:
+        assert ledger.claim(case)
+        if edited:
+            mask.write_bytes(b"edited while it was being done")
+        row = {"case_id": case.case_id, "status": "failed", "message": ""}
+        ledger.record(case, row, [], further=[page, out / "none.stl"])
+    assert (mask.exists(), page.exists()) == (edited, edited)
+
+
 def test_other_settings_need_redo_or_another_folder(out, case):
     do(reopened(out), case)
     other = RunSettings("liver", "1.0", "c" * 64, "b" * 64, "bfloat16", mirroring=True)
