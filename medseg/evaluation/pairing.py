@@ -41,8 +41,9 @@ def masks_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder.name}: no such folder of masks; check the path")
     files = [path for path in sorted(folder.rglob("*")) if _is_mask(path.relative_to(folder)) and path.is_file()]
-    if (folder / FOLDER).is_dir() or (folder / RUN_FILE).is_file():  # instances and .seg.nrrd show the masks again
-        files = [path for path in files if path.name.endswith(MASK_ENDINGS)]
+    own = [path for path in files if path.name.endswith(MASK_ENDINGS)]
+    if (folder / FOLDER).is_dir() or (own and (folder / RUN_FILE).is_file()):
+        files = own  # instances and .seg.nrrd files show the same masks again
     if not files and not (folder / "report.csv").is_file():  # of medseg predict, where every case failed
         raise DataError(f"{folder.name}: no masks in it ({', '.join(SUFFIXES + IMAGE_SUFFIXES)}); check the path")
     ending = _common_ending([scan_stem(path) for path in files])

@@ -49,6 +49,12 @@ def test_of_a_folder_of_predictions_only_the_masks_are_taken(tmp_path: Path, pas
     }
 
 
+def test_masks_of_another_program_stay_masks_beside_a_run_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "b.nii.gz")
+    (tmp_path / "run.json").write_text("{}")
+    assert set(masks_in(tmp_path)) == {"a", "b"}
+
+
 def test_what_lacks_its_other_half_is_named() -> None:
     found = pair(["a", "b", "c"], ["d", "b", "c"])
     assert found.both == ("b", "c")
