@@ -11,8 +11,9 @@ from PIL import Image
 from medseg.bundle import Bundle, open_bundle, task_metadata, write_bundle
 from medseg.data import find_scans
 from medseg.data_half import contradictions
-from medseg.errors import DataError
-from medseg.inference.batch import predict_folder, report_columns
+from medseg.errors import ConfigError, DataError
+from medseg.inference.batch import Options, predict_folder, report_columns
+from medseg.inference.messages import Extras
 from medseg.postprocessing import RemoveSmallArea, logits_to_label
 from medseg.preprocessing import ImageToGrid, Range, ScanToGrid, ZScore
 from medseg.reading import Scan, read_channels
@@ -159,6 +160,22 @@ def test_a_folder_of_images_becomes_masks_and_a_report_in_pixels(bundle, tmp_pat
     with (tmp_path / "out" / "lesions.csv").open(newline="") as file:
         columns = ["case_id", "lesion", "area_px", "longest_diameter_px", "mean_probability", "x_px", "y_px"]
         assert next(csv.reader(file)) == columns
+
+
+@pytest.mark.parametrize(
+    ("extras", "named"),
+    [
+        (Extras(formats=("stl",)), "--formats"),
+        (Extras(instances=True), "--instances"),
+        (Extras(formats=("seg",), instances=True), "--formats and --instances"),
+    ],
+)
+def test_files_that_only_scans_get_are_refused_before_anything_is_made(bundle, tmp_path, extras, named):
+    with pytest.raises(
+        ConfigError, match=rf"^{named}: for scans in mm only, and this model is of 2D images; run it without"
+    ):
+        predict_folder([], tmp_path / "out", bundle, options=Options(extras=extras))
+    assert not (tmp_path / "out").exists()
 
 
 def test_settings_in_mm_contradict_a_recipe_of_images():

@@ -149,7 +149,8 @@ class FolderRun:
         failed_before: cases that failed in an earlier run and are left so.
 
     Raises:
-        ConfigError: if OUT was made with another model or other settings.
+        ConfigError: if OUT was made with another model or other settings, or what is asked for is not to be had of the
+            model.
     """
 
     def __init__(
@@ -162,10 +163,11 @@ class FolderRun:
         options: Options | None = None,
         dry: bool = False,
     ) -> None:
+        self.options = options or Options()
+        _check_extras(self.options.extras, bundle)
         columns = report_columns(bundle.regions, bundle.unit, lesion_region=bundle.lesion_region)
         self.cases = [with_own_columns(case, columns) for case in cases]
         self.out, self.bundle, self.device = out, bundle, device
-        self.options = options or Options()
         self.settings = RunSettings.of(bundle, precision=self.options.precision, mirroring=self.options.mirroring)
         model = f"{bundle.name} {bundle.version}" + (f" ({SYNTHETIC})" if bundle.synthetic else "")
         self.told = {"model": model, "precision": self.settings.precision, "device": device}
@@ -355,6 +357,13 @@ class FolderRun:
         )
         self._workers += 1
         return WorkerProcess(setup) if self.options.isolate else InProcess(setup)
+
+
+def _check_extras(extras: Extras, bundle: Bundle) -> None:
+    asked = {"--formats": bool(extras.formats), "--instances": extras.instances}
+    if bundle.unit == "px" and any(asked.values()):
+        options = " and ".join(option for option, given in asked.items() if given)
+        raise ConfigError(f"{options}: for scans in mm only, and this model is of 2D images; run it without")
 
 
 def _no_record(error: OSError) -> Stop:
