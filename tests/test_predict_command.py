@@ -126,6 +126,15 @@ def test_dry_run_tells_and_writes_nothing(predict, scans, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_tells_the_room_of_probabilities(predict, tmp_path, capsys):
+    write_scan(tmp_path / "scans" / "a.nii.gz", shape=(80, 80, 82))  # half a million voxels
+    told = []
+    for options in ((), ("--probabilities",)):
+        assert predict(tmp_path / "scans", "--dry-run", "--json", *options) == 0
+        told.append(json.loads(capsys.readouterr().out.splitlines()[-1])["disk_mb"])
+    assert told == [2, 8]  # mask and records; and three classes of four bytes at each voxel
+
+
 def test_dry_run_knows_what_is_done(predict, scans, tmp_path, capsys):
     assert predict(scans, "--limit", 1) == 0
     before = sorted(path.name for path in (tmp_path / "out").rglob("*"))

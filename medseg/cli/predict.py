@@ -258,7 +258,7 @@ def _forecast(run: "FolderRun", *, as_json: bool) -> None:
     from medseg.inference.estimates import forecast
     from medseg.memory import available_mb
 
-    found = forecast(run.todo, run.bundle, run.rows)
+    found = forecast(run.todo, run.bundle, run.rows, extras=run.options.extras)
     folder = next(path for path in (run.out, *run.out.resolve().parents) if path.is_dir())
     free_mb = shutil.disk_usage(folder).free / 2**20
     if as_json:
@@ -270,7 +270,8 @@ def _forecast(run: "FolderRun", *, as_json: bool) -> None:
     took = "known once a case is done" if found.seconds is None else f"about {timedelta(seconds=round(found.seconds))}"
     typer.echo(
         f"{len(run.todo)} of {len(run.cases)} cases to do; memory beside the network: {found.memory_mb:.0f} MB for the "
-        f"largest ({available_mb()} free); masks: at most {found.disk_mb:.0f} MB ({free_mb:.0f} free); time: {took}"
+        f"largest ({available_mb()} free); masks and maps: at most {found.disk_mb:.0f} MB ({free_mb:.0f} free); "
+        f"time: {took}"
     )
 
 

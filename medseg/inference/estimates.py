@@ -1,4 +1,4 @@
-"""What a case will take, told by headers alone: memory while it is in the pipeline, and room for its mask."""
+"""What a case will take, told by headers alone: memory while it is in the pipeline, and room for its mask and maps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
@@ -9,11 +9,13 @@ from medseg.data_half import literal
 from medseg.geometry import voxel_volume_ml
 from medseg.inference.cases import Case
 from medseg.inference.faults import one_line
+from medseg.inference.messages import NO_EXTRAS, Extras
 from medseg.reading import Header, read_header
 
 READING = 2  # copies of the voxels at a time: as stored, and as they will be kept
 LABEL_BYTES = 6  # a scan voxel: the label map, the numbers of its lesions, the mask that is read back
 WORKING_COPIES = 3  # of each channel in float32: resampled, its intensities mapped, padded for the windows
+PROBABILITY_BYTES = 4  # of a class at a voxel: two as they come in, and two more compressed
 MARGIN_MB = 1  # on the disk, for the records of a case
 
 
@@ -23,7 +25,7 @@ class Needs(NamedTuple):
     Attributes:
         voxels: of the scan.
         memory_mb: beside the network and what it needs for its windows.
-        disk_mb: at most, as if the mask could not be compressed.
+        disk_mb: at most, as if neither mask nor maps could be compressed; probabilities also as they come in.
     """
 
     voxels: int
@@ -31,16 +33,16 @@ class Needs(NamedTuple):
     disk_mb: float
 
 
-def needs_of(case: Case, bundle: Bundle) -> Needs:
+def needs_of(case: Case, bundle: Bundle, extras: Extras = NO_EXTRAS) -> Needs:
     """Estimates for a case; no voxel is read.
 
     Raises:
         DataError: if a header cannot be read.
     """
-    return needs_of_scans([read_header(source) for source in case.sources], bundle)
+    return needs_of_scans([read_header(source) for source in case.sources], bundle, extras)
 
 
-def needs_of_scans(headers: Sequence[Header], bundle: Bundle) -> Needs:
+def needs_of_scans(headers: Sequence[Header], bundle: Bundle, extras: Extras = NO_EXTRAS) -> Needs:
     """Estimates from the headers of a case's channels (or of the one file that holds them all)."""
     first = headers[0]
     voxels = prod(first.shape[:3])
@@ -50,7 +52,8 @@ def needs_of_scans(headers: Sequence[Header], bundle: Bundle) -> Needs:
     outputs = literal(bundle.recipe, "out_channels")
     floats = working * (WORKING_COPIES * len(bundle.channels) + outputs)
     size = READING * sum(header.bytes for header in headers) + LABEL_BYTES * voxels + 4 * floats
-    return Needs(voxels, size / 2**20, voxels / 2**20 + MARGIN_MB)
+    on_disk = voxels * (1 + extras.confidence + PROBABILITY_BYTES * outputs * extras.probabilities)
+    return Needs(voxels, size / 2**20, on_disk / 2**20 + MARGIN_MB)
 
 
 class Forecast(NamedTuple):
@@ -59,7 +62,7 @@ class Forecast(NamedTuple):
     Attributes:
         cases: what each case will take, or why it will fail, by its id.
         memory_mb: of the largest case, beside the network.
-        disk_mb: of all masks, at most.
+        disk_mb: of all masks and maps, at most.
         seconds: of all cases; None if nothing is known about the model's speed here.
     """
 
@@ -69,18 +72,21 @@ class Forecast(NamedTuple):
     seconds: float | None
 
 
-def forecast(cases: Iterable[Case], bundle: Bundle, rows: Iterable[Mapping[str, Any]] = ()) -> Forecast:
+def forecast(
+    cases: Iterable[Case], bundle: Bundle, rows: Iterable[Mapping[str, Any]] = (), *, extras: Extras = NO_EXTRAS
+) -> Forecast:
     """What a run over `cases` will take, from headers and from what cases of OUT took before.
 
     Args:
         cases: that are to be done.
         bundle: the model.
         rows: of the report as far as it exists.
+        extras: what each case gets beside its mask.
     """
     told, memory, disk, readable = {}, 0.0, 0.0, 0
     for case in cases:
         try:
-            needs = needs_of(case, bundle)
+            needs = needs_of(case, bundle, extras)
         except (ValueError, OSError) as error:
             told[case.case_id] = f"will fail: {one_line(error)}"
             continue

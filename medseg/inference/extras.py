@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.bundle import Bundle
-from medseg.data_half import literal
 from medseg.formats import Structures, write_formats, write_label_tables
 from medseg.inference.cases import Case
 from medseg.inference.messages import Extras, Row
@@ -68,11 +67,6 @@ class CaseExtras:
         if self.bundle.unit == "px":
             return doubt_flags(regions, rules, confidence=confidence, agreement=agreement)
         return flags_of(label, raw, affine, regions=regions, rules=rules, confidence=confidence, agreement=agreement)
-
-    def further_mb(self, voxels: int) -> float:
-        """Disk that the maps of a scan take at most, in MB: probabilities also as they come in."""
-        outputs = literal(self.bundle.recipe, "out_channels")
-        return voxels * (4 * outputs * self.extras.probabilities + self.extras.confidence) / 2**20
 
     def probability_file(self, case: Case) -> Path | None:
         """Where the network's probabilities go while they come in; None if they are not asked for.

@@ -104,8 +104,7 @@ class Stages:
             names = [source.path.name for source in sources] * len(job.scans)  # one file may hold all channels
             job.scans = tuple(check_hu(scan, name) for scan, name in zip(job.scans, names, strict=False))
         headers = [Header(scan.voxels.shape, scan.affine, "", scan.voxels.nbytes) for scan in job.scans]
-        needs = needs_of_scans(headers, self.bundle)
-        self.check_disk(self.out, needs.disk_mb + self.extras.further_mb(needs.voxels))
+        self.check_disk(self.out, needs_of_scans(headers, self.bundle, self.extras.extras).disk_mb)
         job.warnings += [warning for scan in job.scans for warning in scan.warnings]
         job.flags += outside_range(job.scans, self._training_range)
         self._begin(job, "prepare")

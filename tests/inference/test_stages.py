@@ -138,6 +138,21 @@ def test_a_forecast_names_what_will_fail_and_goes_by_what_was(setup):
     assert forecast(cases, setup.bundle).seconds is None
 
 
+def test_the_disk_that_is_forecast_is_what_a_run_asks_for(setup):
+    cases = [Case("a", (ScanSource(setup.root / "a.nii.gz"),))]
+    voxels, found = 21 * 18 * 13, {}
+    for extras in (Extras(), Extras(confidence=True), Extras(confidence=True, probabilities=True)):
+        asked = []
+        asking = replace(setup, extras=extras)
+        stages = Stages(Actor(), asking, check_disk=lambda _, need_mb, asked=asked: asked.append(need_mb))
+        stages.read(Job(cases[0]))
+        found[extras] = forecast(cases, setup.bundle, extras=extras).disk_mb
+        assert asked == [found[extras]]
+    mask, with_confidence, with_both = (mb * 2**20 for mb in found.values())
+    assert with_confidence - mask == pytest.approx(voxels)
+    assert with_both - with_confidence == pytest.approx(voxels * 3 * (2 + 2))  # classes, as written and compressed
+
+
 def test_an_error_of_data_keeps_its_words(setup):
     class Far(Actor):
         def prepare(self, scans):
