@@ -142,7 +142,8 @@ def test_training_is_waited_for_after_ctrl_c(tmp_path):
         f"pathlib.Path({str(tmp_path / 'started')!r}).touch()\n"
         "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    time.sleep(1); raise SystemExit(5)"
     )
-    starter = f"import sys; from medseg.launch import train; sys.exit(train(['-c', {code!r}]))"
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in a shell's "&"
+    starter = f"{listen}; from medseg.launch import train; sys.exit(train(['-c', {code!r}]))"
     command = subprocess.Popen([sys.executable, "-c", starter], start_new_session=True)
     while not (tmp_path / "started").exists():
         time.sleep(0.05)

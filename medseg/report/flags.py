@@ -71,7 +71,10 @@ class FlagRules:
         named.update(*(rule for rule in shares.values() if isinstance(rule, Mapping)))
         unknown = sorted(named - set(regions))
         if unknown:
-            raise ConfigError(f"flags: no region {', '.join(unknown)}; this recipe has {', '.join(regions)}")
+            known = ", ".join(regions)
+            raise ConfigError(
+                f"flags: no region {', '.join(unknown)}; this recipe has {known}; set flags for these, or to {{}}"
+            )
         for region, ends in self.volume_ml.items():
             if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
                 raise ConfigError(f"flags::volume_ml::{region}: is {list(ends)}; give the smallest and the largest mL")

@@ -66,6 +66,7 @@ def test_a_training_starts_from_another_run_with_its_own_head(
         labels={"background": 0, "liver": 1},
         regions={"liver": [1]},
         lesion_region="liver",
+        flags={"none_found": ["liver"]},
         class_ratios=[1, 1],
         class_weights=[1.0, 1.0],
         **{**settings, "dataset_dir": str(liver_only(phantom, tmp_path))},
