@@ -39,7 +39,10 @@ def main() -> None:
     runs_dir = settings.runs_dir or settings.job_dir / "runs"
     before = set(runs_dir.glob("*/run.json"))
     stamps = train(settings, runs_dir, epochs=epochs, overrides=settings.overrides)
-    run = (set(runs_dir.glob("*/run.json")) - before).pop().parent
+    made = set(runs_dir.glob("*/run.json")) - before
+    if len(made) != 1:  # which of them is this one's cannot be told
+        raise SystemExit(f"{runs_dir.name}: {len(made)} runs were begun meanwhile; give each benchmark its own folder")
+    run = made.pop().parent
     began = time.perf_counter()
     case_s = predict(settings, run)
     figures = {
