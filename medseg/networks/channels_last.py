@@ -2,9 +2,9 @@
 
 Convolutions on a CPU are 1.5 times as fast in this layout, but torch's own instance norm copies such maps to the
 contiguous one. In this layout a sample is a matrix, one row a voxel and one column a channel, that torch's batch-norm
-kernels take a piece at a time on the way forward: small enough for the processor's cache, and short enough for sums in
-float32 (torch's kernel alone is off by 1e-3 on 96^3 voxels). On the way back they take a whole sample: gradients of
-96^3 voxels are off by 1e-5 of the largest, and by less for the features.
+kernels take. Mean and variance are summed a piece at a time: small enough for the processor's cache, and short enough
+for sums in float32 (torch's kernel alone is off by 1e-3 on 96^3 voxels). All else takes a whole sample at once; on the
+way back gradients of 96^3 voxels are off by 1e-5 of the largest, and by less for the features.
 """
 
 from collections.abc import Iterator, Sequence

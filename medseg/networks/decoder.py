@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import ConfigError
-from medseg.networks import channels_last
 from medseg.networks.blocks import CONV, TRANSPOSED_CONV, InterpolationName, check_counts, fit_like, resize_like
-from medseg.networks.channels_last import LAYOUTS, is_taken
+from medseg.networks.channels_last import LAYOUTS, double, doubles, is_taken
 from medseg.networks.encoders import Encoder
 from medseg.networks.overlap_tile import crop_center
 
@@ -96,7 +95,7 @@ class UNetDecoder(nn.Module):
         ):
             skip = remaining.pop() if channels else image
             if channels and not self.crops_skips and not torch.is_grad_enabled() and is_taken(skip):
-                skip = _room_beside(skip, width)
+                skip = _room_beside(skip, width)  # by the same name: the skip's own map is freed
                 features = _filled(skip, channels, climb, features)
             else:
                 features = climb(features, skip)
@@ -151,9 +150,9 @@ class Interpolation(nn.Module):
         What is given as `out` is written to, and returned, where that spares time; else it stays as it is.
         """
         coarse = self.conv(features)
-        fits = out is not None and out.dtype == coarse.dtype and self.interpolation == "linear"
-        if out is not None and fits and channels_last.doubles(coarse, out.shape[2:]):
-            return channels_last.double(coarse, out)
+        linear = self.interpolation == "linear"
+        if out is not None and linear and out.dtype == coarse.dtype and doubles(coarse, out.shape[2:]):
+            return double(coarse, out)
         return resize_like(coarse, skip, self.interpolation)
 
 

@@ -35,6 +35,15 @@ def predictor(network=None, *, inferer=None, **tuning) -> Predictor:
     )
 
 
+def at_once(function, arguments) -> None:
+    """Call `function` with each argument, in threads of their own, and wait for all."""
+    threads = [threading.Thread(target=function, args=(argument,)) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -125,11 +134,7 @@ def test_cases_answered_side_by_side_are_those_answered_alone():
     def answer(number):
         together[number] = shared.answer(prepared[number])
 
-    threads = [threading.Thread(target=answer, args=(number,)) for number in range(len(scans))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(answer, range(len(scans)))
     for one, other in zip(alone, together, strict=True):
         assert np.mean(one.label != other.label) < 1e-4  # the layouts' sums differ in their order
 
@@ -159,11 +164,7 @@ def test_threads_that_compare_folds_hear_of_their_own_alone():
         with torch.inference_mode(), folds.compared(heard[value]):
             folds(torch.full((1, 1, 4, 4, 4), value))
 
-    threads = [threading.Thread(target=run, args=(value,)) for value in heard]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(run, heard)
     assert {value: each.answers for value, each in heard.items()} == {1.0: [1.0, 1.0], 2.0: [2.0, 2.0]}
 
 
@@ -178,11 +179,7 @@ def test_a_layout_is_timed_once_however_many_ask():
 
     runner = Counted(nn.Conv3d(1, 2, 3).eval())
     windows = torch.zeros(1, 1, 8, 8, 8)
-    threads = [threading.Thread(target=runner.settled, args=(windows,)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(runner.settled, [windows] * 8)
     assert len(timed) == 1
     assert runner.network.weight.is_contiguous(memory_format=torch.channels_last_3d)
 
@@ -203,11 +200,7 @@ def test_a_batch_size_is_probed_once_however_many_cases_arrive():
         tuning=Tuning(layout="contiguous"),
     )
     prepared = found.prepare([Scan(np.zeros((16, 16, 16), np.int16), np.diag([4.0, 4.0, 4.0, 1.0]))])
-    threads = [threading.Thread(target=found.answer, args=(prepared,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(found.answer, [prepared] * 4)
     assert len(probed) == 1
 
 
